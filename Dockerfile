@@ -1,0 +1,49 @@
+# Needs BuildKit, which docker build uses since Docker 23 (in 20.10: DOCKER_BUILDKIT=1).
+# Both bases can be given: a mirror, a digest, a supported release, or scratch for the runtime.
+ARG GO_IMAGE=golang:1.21-alpine
+ARG RUNTIME_IMAGE=alpine:3.19
+ARG VERSION=1.0.0
+ARG REVISION=
+
+FROM ${RUNTIME_IMAGE} AS base
+
+# Runs on the building machine's platform and cross-compiles, so no platform needs emulation.
+FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS builder
+WORKDIR /out
+# One account more than the base has (scratch has none). Made here, so that the runtime stage
+# needs no RUN, and from the base's own files, so that the builder's release does not show.
+RUN --mount=type=bind,from=base,target=/base \
+    for file in passwd group; do \
+        if [ -f /base/etc/$file ]; then cat /base/etc/$file; fi >$file; \
+    done && \
+    echo 'mariaappgo:x:10001:10001:devops-info-service:/:/sbin/nologin' >>passwd && \
+    echo 'mariaappgo:x:10001:' >>group
+WORKDIR /src
+COPY . .
+ARG TARGETOS
+ARG TARGETARCH
+ARG VERSION
+ARG REVISION
+# nethttpomithttp2: net/http speaks HTTP/2 only over TLS, and this service speaks no TLS.
+RUN --mount=type=cache,target=/root/.cache/go-build \
+    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
+    go build -trimpath -tags nethttpomithttp2 \
+    -ldflags="-s -w -X main.version=$VERSION -X main.revision=$REVISION" \
+    -o /out/devops-info-service .
+
+FROM base
+COPY --from=builder /out/passwd /out/group /etc/
+COPY --from=builder /out/devops-info-service /usr/local/bin/
+ARG VERSION
+ARG REVISION
+LABEL org.opencontainers.image.title="devops-info-service" \
+      org.opencontainers.image.description="DevOps course info service" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+# By number: Kubernetes' runAsNonRoot cannot tell that a name is not root.
+USER 10001:10001
+EXPOSE 5002
+HEALTHCHECK --interval=10s --timeout=3s --retries=3 \
+    CMD ["/usr/local/bin/devops-info-service", "-healthcheck"]
+# CMD, not ENTRYPOINT: docker run --rm IMAGE whoami should work.
+CMD ["/usr/local/bin/devops-info-service"]

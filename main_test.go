@@ -1,0 +1,412 @@
+package main
+
+import (
+	"archive/zip"
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The test binary is also the program: with this variable set it runs main. So the tests see the
+// real process: its arguments, environment, exit code, output and signals.
+const runMain = "RUN_MAIN_FOR_TEST"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runMain) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// process is the program, running.
+type process struct {
+	*exec.Cmd
+	stdout, stderr *syncBuffer
+}
+
+// command prepares the program with only these environment variables.
+func command(t testing.TB, environment []string, args ...string) *process {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append([]string{runMain + "=1"}, environment...)
+	p := &process{cmd, &syncBuffer{}, &syncBuffer{}}
+	cmd.Stdout, cmd.Stderr = p.stdout, p.stderr
+	return p
+}
+
+// finish runs the program to its end and returns its exit code.
+func (p *process) finish(t testing.TB) int {
+	t.Helper()
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return p.wait(t)
+}
+
+// wait returns the exit code of a program that is about to end.
+func (p *process) wait(t testing.TB) int {
+	t.Helper()
+	kill := time.AfterFunc(20*time.Second, func() { p.Process.Kill() })
+	defer kill.Stop()
+	p.Wait()
+	return p.ProcessState.ExitCode()
+}
+
+// launch starts the service on a free port and returns it with its address on this machine.
+func launch(t testing.TB, environment ...string) (*process, string) {
+	t.Helper()
+	p := command(t, append([]string{"PORT=0"}, environment...))
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Process.Kill(); p.Wait() })
+	address, _ := p.stdout.lines(t, "listening", 1)[0]["address"].(string)
+	_, port, err := net.SplitHostPort(address)
+	if err != nil || port == "0" {
+		t.Fatalf("the start line names the address %q", address)
+	}
+	return p, net.JoinHostPort("127.0.0.1", port)
+}
+
+// occupied returns a listener of the test's own, and its port.
+func occupied(t testing.TB) (net.Listener, string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	return listener, port
+}
+
+func TestBadEnvironmentStopsTheStart(t *testing.T) {
+	for setting, want := range map[string]string{
+		"PORT=80a":              `PORT "80a": must be 0 to 65535`,
+		"PORT=70000":            `PORT "70000": must be 0 to 65535`,
+		"PORT=-1":               `PORT "-1": must be 0 to 65535`,
+		"PORT=+80":              `PORT "+80": must be 0 to 65535`,
+		"PORT= 80":              `PORT " 80": must be 0 to 65535`,
+		"DEBUG=maybe":           `DEBUG "maybe": must be true or false (or 1, 0, t, f)`,
+		"TZ=Mars/Olympus":       `TZ "Mars/Olympus": must be a name from the tz database, such as UTC or Asia/Tokyo`,
+		"TZ=Local":              `TZ "Local": must be a name from the tz database, such as UTC or Asia/Tokyo`,
+		"TZ=../../etc/passwd":   `TZ "../../etc/passwd": must be a name from the tz database, such as UTC or Asia/Tokyo`,
+		"TZ=evil\nline":         `TZ "evil\nline": must be a name from the tz database, such as UTC or Asia/Tokyo`,
+		"HOST=[::1]":            `HOST "[::1]": must be an IP address (no brackets, no port) or a host name`,
+		"HOST=localhost:80":     `HOST "localhost:80": must be an IP address (no brackets, no port) or a host name`,
+		"HOST=http://localhost": `HOST "http://localhost": must be an IP address (no brackets, no port) or a host name`,
+	} {
+		p := command(t, []string{setting})
+		code := p.finish(t)
+		if got := p.stderr.String(); code != 2 || got != "devops-info-service: "+want+"\n" || p.stdout.String() != "" {
+			t.Errorf("%s: exit %d, stdout %q, stderr %q, want exit 2, %q", setting, code, p.stdout, got, want)
+		}
+	}
+}
+
+func TestFlags(t *testing.T) {
+	platform := runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH
+	for _, test := range []struct {
+		args           string
+		code           int
+		stdout, stderr string // how each begins; none where empty
+	}{
+		{"-h", 0, "Usage: devops-info-service [flag]\n", ""},
+		{"--help", 0, "Usage: devops-info-service [flag]\n", ""},
+		{"-version", 0, "devops-info-service 1.0.0 " + platform + "\n", ""},
+		{"-port 80", 2, "", "devops-info-service: flag provided but not defined: -port\n\nUsage: "},
+		{"-version=perhaps", 2, "", "devops-info-service: invalid boolean value \"perhaps\" for -version: "},
+		{"serve", 2, "", "devops-info-service: argument \"serve\": no arguments are accepted\n\nUsage: "},
+		{"-healthcheck now", 2, "", "devops-info-service: argument \"now\": no arguments are accepted\n\nUsage: "},
+	} {
+		p := command(t, nil, strings.Fields(test.args)...)
+		code := p.finish(t)
+		if code != test.code {
+			t.Errorf("%s: exit %d, want %d", test.args, code, test.code)
+		}
+		for name, output := range map[string][2]string{
+			"stdout": {p.stdout.String(), test.stdout},
+			"stderr": {p.stderr.String(), test.stderr},
+		} {
+			if !strings.HasPrefix(output[0], output[1]) || (output[1] == "" && output[0] != "") {
+				t.Errorf("%s: %s is %q, want %q", test.args, name, output[0], output[1])
+			}
+		}
+	}
+}
+
+func TestHelpNamesEveryVariable(t *testing.T) {
+	p := command(t, nil, "-h")
+	p.finish(t)
+	read := map[string]bool{}
+	if _, err := readConfig(func(name string) string { read[name] = true; return "" }); err != nil {
+		t.Fatal(err)
+	}
+	for name := range read {
+		if !strings.Contains(p.stdout.String(), "\n  "+name+" ") {
+			t.Errorf("-h does not name %s", name)
+		}
+	}
+}
+
+func TestVersionIsTheImagesDefault(t *testing.T) {
+	for _, file := range []string{"Dockerfile", "Dockerfile.single"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(text), "\nARG VERSION="+version+"\n") {
+			t.Errorf("%s does not have the default version %s", file, version)
+		}
+	}
+}
+
+func TestEmptyVariablesMeanTheDefault(t *testing.T) {
+	cfg, err := readConfig(func(string) string { return "" })
+	if err != nil || cfg.address() != ":5002" || cfg.debug || cfg.location != time.Local || cfg.timezone != "" {
+		t.Errorf("the defaults are %+v, %v", cfg, err)
+	}
+	_, address := launch(t, "HOST=", "DEBUG=", "TZ=")
+	_, unset := launch(t)
+	if got, want := info(t, address, "").Runtime.Timezone, info(t, unset, "").Runtime.Timezone; got != want {
+		t.Errorf("with TZ empty the zone is %q, with TZ unset %q", got, want)
+	}
+	if _, body := get(t, address, "GET", "/health", ""); !strings.Contains(body, `"healthy"`) {
+		t.Errorf("/health answers %q", body)
+	}
+}
+
+func TestEveryTimeZoneIsAccepted(t *testing.T) {
+	archive, err := zip.OpenReader(filepath.Join(runtime.GOROOT(), "lib", "time", "zoneinfo.zip"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer archive.Close()
+	zones := 0
+	for _, file := range archive.File {
+		if strings.HasSuffix(file.Name, "/") {
+			continue
+		}
+		zones++
+		cfg, err := readConfig(func(name string) string { return map[string]string{"TZ": file.Name}[name] })
+		if err != nil || cfg.location.String() != file.Name {
+			t.Errorf("%s: %v, %v", file.Name, cfg.location, err)
+		}
+	}
+	if zones < 400 {
+		t.Errorf("only %d zones were tried", zones)
+	}
+}
+
+func TestListensOnBothFamilies(t *testing.T) {
+	_, address := launch(t)
+	_, port, _ := net.SplitHostPort(address)
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		if got := info(t, net.JoinHostPort(host, port), "").Request.ClientIP; got != host {
+			t.Errorf("asked from %s, client_ip is %q", host, got)
+		}
+	}
+}
+
+func TestPortTaken(t *testing.T) {
+	_, port := occupied(t)
+	p := command(t, []string{"HOST=127.0.0.1", "PORT=" + port})
+	code := p.finish(t)
+	want := "devops-info-service: listen tcp 127.0.0.1:" + port + ": bind: address already in use\n"
+	if code != 1 || p.stderr.String() != want || p.stdout.String() != "" {
+		t.Errorf("exit %d, stdout %q, stderr %q, want 1 and %q", code, p.stdout, p.stderr, want)
+	}
+}
+
+func TestDebugShowsHealthChecks(t *testing.T) {
+	for setting, want := range map[string]int{"DEBUG=true": 3, "DEBUG=0": 1} {
+		p, address := launch(t, setting)
+		get(t, address, "GET", "/health", "")
+		get(t, address, "GET", "/health", "")
+		get(t, address, "GET", "/", "")
+		p.stdout.lines(t, "request", want)
+		p.Process.Signal(syscall.SIGTERM)
+		p.wait(t)
+		if got := len(p.stdout.lines(t, "request", want)); got != want {
+			t.Errorf("%s: %d requests logged, want %d", setting, got, want)
+		}
+	}
+}
+
+func TestSignalLetsARequestInFlightFinish(t *testing.T) {
+	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		entered, release := make(chan bool), make(chan bool)
+		var held atomic.Bool
+		clock := func() time.Time {
+			if held.Load() {
+				entered <- true
+				<-release
+			}
+			return started
+		}
+		listener, _ := occupied(t)
+		address := listener.Addr().String()
+		logged := &syncBuffer{}
+		log := slog.New(slog.NewJSONHandler(logged, nil))
+		service := newService(log, clock, time.UTC, "UTC", systemInfo{})
+		held.Store(true)
+		signals, code := make(chan os.Signal, 2), make(chan int)
+		go func() { code <- serve(context.Background(), signals, listener, service, log) }()
+
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		<-entered
+		signals <- sig
+		waitFor(t, "the listener to close", func() bool {
+			other, err := net.Dial("tcp", address)
+			if err == nil {
+				other.Close()
+			}
+			return err != nil
+		})
+		release <- true
+		if response, _ := receive(t, bufio.NewReader(conn), "GET"); response.StatusCode != 200 {
+			t.Errorf("%v: in flight: %d, want 200", sig, response.StatusCode)
+		}
+		if code := <-code; code != 0 {
+			t.Errorf("%v: exit %d, want 0; log:\n%s", sig, code, logged)
+		}
+		logged.lines(t, "stopped", 1)
+	}
+}
+
+func TestSignalStopsTheProcess(t *testing.T) {
+	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		p, address := launch(t)
+		get(t, address, "GET", "/", "")
+		p.Process.Signal(sig)
+		if code := p.wait(t); code != 0 {
+			t.Errorf("%v: exit %d, want 0; log:\n%s%s", sig, code, p.stdout, p.stderr)
+		}
+		p.stdout.lines(t, "stopped", 1)
+	}
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	p, address := launch(t)
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: local") // half a request holds the stop up
+	p.Process.Signal(syscall.SIGTERM)
+	p.stdout.lines(t, "stopping", 1)
+	p.Process.Signal(syscall.SIGTERM)
+	if code := p.wait(t); code != 1 {
+		t.Errorf("exit %d, want 1", code)
+	}
+	p.stdout.lines(t, "stopped at once by a second signal", 1)
+}
+
+func TestHealthcheck(t *testing.T) {
+	for _, host := range []string{"", "127.0.0.1", "::1", "localhost", "0.0.0.0", "::"} {
+		p := command(t, []string{"HOST=" + host, "PORT=0"})
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		address, _ := p.stdout.lines(t, "listening", 1)[0]["address"].(string)
+		_, port, _ := net.SplitHostPort(address)
+		environment := []string{"HOST=" + host, "PORT=" + port}
+		check := command(t, environment, "-healthcheck")
+		if code := check.finish(t); code != 0 || check.stdout.String()+check.stderr.String() != "" {
+			t.Errorf("HOST=%s: exit %d, %q, want 0 and silence", host, code, check.stderr)
+		}
+		p.Process.Signal(syscall.SIGTERM)
+		p.wait(t)
+
+		check = command(t, environment, "-healthcheck")
+		if code := check.finish(t); code != 1 || !strings.Contains(check.stderr.String(), "connection refused") {
+			t.Errorf("HOST=%s, nobody there: exit %d, %q, want 1", host, code, check.stderr)
+		}
+	}
+}
+
+func TestHealthcheckOfOthers(t *testing.T) {
+	for answer, want := range map[string]string{
+		"": "i/o timeout", // hangs
+		"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n": "answered 503 Service Unavailable",
+		"HTTP/1.1 204 No Content\r\n\r\n":                               "answered 204 No Content",
+		"SSH-2.0-OpenSSH\r\n":                                           "malformed HTTP response",
+	} {
+		listener, port := occupied(t)
+		go func(answer string) {
+			for {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				bufio.NewReader(conn).ReadString('\n')
+				fmt.Fprint(conn, answer)
+			}
+		}(answer)
+		check := command(t, []string{"HOST=127.0.0.1", "PORT=" + port}, "-healthcheck")
+		began := time.Now()
+		code := check.finish(t)
+		stderr := check.stderr.String()
+		if code != 1 || !strings.HasPrefix(stderr, "devops-info-service: not healthy: ") || !strings.Contains(stderr, want) {
+			t.Errorf("%q: exit %d, %q, want 1 and %q", answer, code, stderr, want)
+		}
+		// 2 s by contract; the rest is for a slow machine.
+		if took := time.Since(began); took > 8*time.Second {
+			t.Errorf("%q: took %v", answer, took)
+		}
+	}
+	for setting, want := range map[string]string{
+		"PORT=0":   `PORT "0"`,
+		"PORT=80a": `PORT "80a": must be 0 to 65535`,
+	} {
+		check := command(t, []string{setting}, "-healthcheck")
+		if code := check.finish(t); code != 1 || !strings.Contains(check.stderr.String(), want) {
+			t.Errorf("%s: exit %d, %q, want 1 and %q", setting, code, check.stderr, want)
+		}
+	}
+}
+
+func TestHeaderLimit(t *testing.T) {
+	_, address := launch(t)
+	const begin, end = "GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", "\r\n\r\n"
+	for size, want := range map[int]int{maxHeaderBytes: 200, maxHeaderBytes + 1: 431} {
+		padding := strings.Repeat("x", size-len(begin)-len(end))
+		if response, _ := send(t, address, "GET", begin+padding+end); response.StatusCode != want {
+			t.Errorf("%d bytes of headers: %d, want %d", size, response.StatusCode, want)
+		}
+	}
+}
+
+func TestRunStopsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stdout := &syncBuffer{}
+	code := make(chan int)
+	go func() {
+		getenv := func(name string) string { return map[string]string{"PORT": "0", "TZ": "UTC"}[name] }
+		code <- run(ctx, nil, getenv, stdout, io.Discard)
+	}()
+	stdout.lines(t, "listening", 1)
+	cancel()
+	if got := <-code; got != 0 {
+		t.Errorf("exit %d, want 0", got)
+	}
+}
