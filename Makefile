@@ -7,6 +7,7 @@ MULTI_IMAGE  ?= devops-go-multi
 SINGLE_IMAGE ?= devops-go-single
 VERSION      ?= $(shell sed -n 's/^ARG VERSION=//p' Dockerfile)
 REVISION     ?= $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
+FORMAT       ?= text
 # The base images. Empty: the defaults that stand in the two Dockerfiles.
 GO_IMAGE      ?=
 RUNTIME_IMAGE ?=
@@ -52,6 +53,15 @@ build-single: ## the single-stage image, for comparison
 .PHONY: run-multi
 run-multi: build-multi ## the multi-stage image in the foreground, on PORT; removed when it stops
 	$(DOCKER) run --rm -p $(PORT):5002 $(MULTI_IMAGE):$(VERSION)
+
+.PHONY: test-image
+test-image: build-multi ## tests of the multi-stage image in a real engine
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 .
+
+.PHONY: compare
+compare: ## build, measure and compare both images (FORMAT=text, markdown or json)
+	@DOCKER='$(DOCKER)' FORMAT='$(FORMAT)' MULTI_IMAGE='$(MULTI_IMAGE)' SINGLE_IMAGE='$(SINGLE_IMAGE)' \
+		MAKE='$(MAKE)' scripts/compare.sh
 
 .PHONY: clean
 clean: ## remove bin/ and the two images
