@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -49,6 +50,10 @@ type systemInfo struct {
 	Architecture    string `json:"architecture"`
 	CPUCount        int    `json:"cpu_count"`
 	GoVersion       string `json:"go_version"`
+
+	// null where unlimited or unknown.
+	CPULimit    *float64 `json:"cpu_limit"`          // CPUs, such as 0.5
+	MemoryLimit *int64   `json:"memory_limit_bytes"` // of the container
 }
 
 type runtimeInfo struct {
@@ -94,13 +99,14 @@ type service struct {
 	timezone string // the name of location where the user gave one
 	system   systemInfo
 	routes   []route
+	draining atomic.Bool // set once, when the stop begins
 }
 
 // route is one endpoint. It answers GET and, without the body, HEAD.
 type route struct {
 	path        string
 	description string
-	answer      func(*http.Request) any
+	answer      func(*http.Request) (status int, body any)
 }
 
 // newService returns the service, started now. Times are shown in location, under the name timezone
@@ -114,7 +120,7 @@ func newService(log *slog.Logger, now func() time.Time, location *time.Location,
 	return s
 }
 
-func (s *service) info(r *http.Request) any {
+func (s *service) info(r *http.Request) (int, any) {
 	now := s.now()
 	local := now.In(s.location)
 	timezone := s.timezone
@@ -126,7 +132,7 @@ func (s *service) info(r *http.Request) any {
 		endpoints[i] = endpoint{route.path, http.MethodGet, route.description}
 	}
 	uptime := now.Sub(s.start)
-	return infoResponse{
+	return http.StatusOK, infoResponse{
 		Service: serviceInfo{serviceName, version, serviceDescription, serviceFramework},
 		System:  s.system,
 		Runtime: runtimeInfo{
@@ -141,10 +147,14 @@ func (s *service) info(r *http.Request) any {
 	}
 }
 
-func (s *service) health(*http.Request) any {
+func (s *service) health(*http.Request) (int, any) {
 	now := s.now()
-	return healthResponse{
-		Status:        "healthy",
+	status, word := http.StatusOK, "healthy"
+	if s.draining.Load() {
+		status, word = http.StatusServiceUnavailable, "draining"
+	}
+	return status, healthResponse{
+		Status:        word,
 		Timestamp:     now.UTC().Format(timeLayout),
 		UptimeSeconds: int64(now.Sub(s.start) / time.Second),
 	}
@@ -162,6 +172,11 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("X-Content-Type-Options", "nosniff")
 	if status == http.StatusMethodNotAllowed {
 		header.Set("Allow", allowedMethods)
+	}
+	if s.draining.Load() || r.ContentLength != 0 {
+		// Nobody reads the body. To keep the connection, net/http would read up to 256 KB of it
+		// before it sends the answer, and wait up to readTimeout for them.
+		header.Set("Connection", "close")
 	}
 	w.WriteHeader(status)
 	var written int
@@ -191,7 +206,8 @@ func (s *service) answer(r *http.Request) (status int, body []byte) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			return s.failure(r, http.StatusMethodNotAllowed, r.Method+" is not allowed here; use GET or HEAD.")
 		}
-		return http.StatusOK, encode(route.answer(r))
+		status, response := route.answer(r)
+		return status, encode(response)
 	}
 	return s.failure(r, http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
@@ -275,8 +291,9 @@ func humanDuration(d time.Duration) string {
 	return strings.Join(words, ", ")
 }
 
-// readSystem describes the machine whose root directory is root. It stays as it was at the start.
-func readSystem(root fs.FS) systemInfo {
+// readSystem describes the machine whose root directory is root, and the container's limits. It stays
+// as it was at the start.
+func readSystem(root fs.FS, limits limits) systemInfo {
 	hostname, err := os.Hostname()
 	if err != nil {
 		hostname = "unknown"
@@ -288,6 +305,8 @@ func readSystem(root fs.FS) systemInfo {
 		Architecture:    runtime.GOARCH,
 		CPUCount:        runtime.NumCPU(),
 		GoVersion:       runtime.Version(),
+		CPULimit:        limits.cpus,
+		MemoryLimit:     limits.memory,
 	}
 }
 

@@ -42,13 +42,13 @@ func (b *syncBuffer) String() string {
 	return b.buffer.String()
 }
 
-// lines returns the log's lines with this message, waiting until there are at least n.
-func (b *syncBuffer) lines(t testing.TB, message string, n int) []map[string]any {
+// lines returns a log's lines with this message, waiting until there are at least n.
+func lines(t testing.TB, log fmt.Stringer, message string, n int) []map[string]any {
 	t.Helper()
 	var found []map[string]any
 	waitFor(t, fmt.Sprintf("%d log lines %q", n, message), func() bool {
 		found = nil
-		for _, text := range strings.Split(b.String(), "\n") {
+		for _, text := range strings.Split(log.String(), "\n") {
 			var line map[string]any
 			if json.Unmarshal([]byte(text), &line) == nil && line["msg"] == message {
 				found = append(found, line)
@@ -98,10 +98,12 @@ func start(t testing.TB, timezone string) *running {
 		return started.Add(time.Duration(s.uptime.Load()))
 	}
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	service := newService(log, clock, location, timezone, readSystem(os.DirFS("/")))
+	service := newService(log, clock, location, timezone, readSystem(os.DirFS("/"), limits{}))
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan int)
-	go func() { stopped <- serve(ctx, nil, listener, service, log) }()
+	go func() {
+		stopped <- serve(ctx, nil, listener.(*net.TCPListener), service, config{shutdownTimeout: 5 * time.Second}, log)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if code := <-stopped; code != exitOK {
@@ -304,7 +306,7 @@ func TestKeysInOrder(t *testing.T) {
 	s := start(t, "UTC")
 	for path, want := range map[string]string{
 		"/": "service service.name service.version service.description service.framework" +
-			" system system.hostname system.platform system.platform_version system.architecture system.cpu_count system.go_version" +
+			" system system.hostname system.platform system.platform_version system.architecture system.cpu_count system.go_version system.cpu_limit system.memory_limit_bytes" +
 			" runtime runtime.uptime_seconds runtime.uptime_human runtime.current_time runtime.timezone" +
 			" request request.client_ip request.user_agent request.method request.path" +
 			" endpoints endpoints.path endpoints.method endpoints.description endpoints.path endpoints.method endpoints.description",
@@ -385,12 +387,12 @@ func TestPanicIsLoggedAndTheServerGoesOn(t *testing.T) {
 	if response.StatusCode != 500 || body != want {
 		t.Errorf("got %d %q, want 500 %q", response.StatusCode, body, want)
 	}
-	line := s.log.lines(t, "panic", 1)[0]
+	line := lines(t, s.log, "panic", 1)[0]
 	stack, _ := line["stack"].(string)
 	if line["level"] != "ERROR" || line["error"] != "the clock is broken" || !strings.Contains(stack, "handlers.go:") {
 		t.Errorf("the panic was logged as %v", line)
 	}
-	if line := s.log.lines(t, "request", 1)[0]; line["level"] != "ERROR" || line["status"] != 500.0 {
+	if line := lines(t, s.log, "request", 1)[0]; line["level"] != "ERROR" || line["status"] != 500.0 {
 		t.Errorf("the request was logged as %v", line)
 	}
 
@@ -478,7 +480,7 @@ func TestRequestLog(t *testing.T) {
 	}
 	for i, request := range sent {
 		_, body := get(t, s.address, request.method, request.target, "User-Agent: test/1 \"\xff\r\n")
-		line := s.log.lines(t, "request", i+1)[i]
+		line := lines(t, s.log, "request", i+1)[i]
 		duration, _ := line["duration_ms"].(float64)
 		if duration < 0 || duration > 60_000 {
 			t.Errorf("duration_ms is %v", line["duration_ms"])
@@ -530,7 +532,7 @@ func FuzzHandler(f *testing.F) {
 	f.Add("POST", "/%ff/%00", strings.Repeat("é", 5000), "[fe80::1%eth0]:1")
 	f.Add("OPTIONS", "*", "", "@")
 	f.Add("CONNECT", "host:1", "\t", "")
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), time.Now, time.UTC, "UTC", readSystem(fstest.MapFS{}))
+	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), time.Now, time.UTC, "UTC", readSystem(fstest.MapFS{}, limits{}))
 	token := regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 	f.Fuzz(func(t *testing.T, method, target, userAgent, peer string) {
 		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(
@@ -562,7 +564,7 @@ func (d discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // BenchmarkHandler is one request through the whole handler, its log line included.
 func BenchmarkHandler(b *testing.B) {
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), time.Now, time.UTC, "UTC", readSystem(os.DirFS("/")))
+	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), time.Now, time.UTC, "UTC", readSystem(os.DirFS("/"), limits{}))
 	for _, path := range []string{"/", "/health"} {
 		b.Run("path="+path, func(b *testing.B) {
 			request := httptest.NewRequest("GET", path, nil)

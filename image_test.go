@@ -259,6 +259,41 @@ func TestImageEnvironment(t *testing.T) {
 	}
 }
 
+func TestImageTellsItsLimits(t *testing.T) {
+	name, address := published(t, "--cpus=0.5", "--memory=64m")
+	got := info(t, address, "").System
+	if got.CPULimit == nil || *got.CPULimit != 0.5 || got.MemoryLimit == nil || *got.MemoryLimit != 64<<20 {
+		t.Errorf("--cpus=0.5 --memory=64m: %v", got)
+	}
+	if got := logLine(t, name, "listening")["gomaxprocs"]; got != 1.0 {
+		t.Errorf("--cpus=0.5: GOMAXPROCS %v, want 1", got)
+	}
+	_, address = published(t)
+	if _, body := get(t, address, "GET", "/", ""); !strings.Contains(body, `"cpu_limit":null,"memory_limit_bytes":null`) {
+		t.Errorf("without limits: %s", body)
+	}
+}
+
+// In 32 MiB and half a CPU, 5,000 connections at once neither kill the process nor hide /health.
+func TestImageAnswersWithin1sIn32MiBDuring5000Connections(t *testing.T) {
+	wait := func(conn *net.TCPConn) { conn.Read(make([]byte, 1)) } // silent until closed
+	for attack, with := range map[string]func(*net.TCPConn){"idle": wait, "slow headers": trickle, "never read": hoard} {
+		t.Run(attack, func(t *testing.T) {
+			name, _ := published(t, "--cpus=0.5", "--memory=32m", "--memory-swap=32m")
+			address := must(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", name) + ":5002"
+			ended := flood(t, address, 5000, with)
+			if slowest := probe(t, address, 10*time.Second); slowest > time.Second {
+				t.Errorf("the slowest probe took %v", slowest)
+			}
+			t.Logf("memory: %s", must(t, "stats", "--no-stream", "--format", "{{.MemUsage}}", name))
+			ended()
+			if got := must(t, "inspect", "-f", "{{.State.Running}} {{.State.OOMKilled}} {{.RestartCount}}", name); got != "true false 0" {
+				t.Errorf("running, OOM-killed, restarts: %s", got)
+			}
+		})
+	}
+}
+
 // file is one entry of an image, without its times.
 type file struct {
 	header  string // type, mode, owner, size, link

@@ -33,7 +33,12 @@ var (
 	revision = "" // the commit; empty where unknown
 )
 
-const defaultPort = 5002
+// Defaults of the environment.
+const (
+	defaultPort            = 5002
+	defaultShutdownDelay   = 0 * time.Second
+	defaultShutdownTimeout = 8 * time.Second // with the delay, below the 10 s after which docker stop kills
+)
 
 // What a peer can stretch, and how far.
 const (
@@ -47,7 +52,6 @@ const (
 	// (Server.initialReadLimitSize), so it is taken off to make maxHeaderBytes exact.
 	headerSlop = 4096
 
-	shutdownTimeout    = 8 * time.Second // below the 10 s after which docker stop kills
 	healthcheckTimeout = 2 * time.Second // below the 3 s that the image's HEALTHCHECK allows
 )
 
@@ -74,6 +78,10 @@ Environment (unset and empty mean the default):
   PORT   port to listen on, 0 to 65535; 0 takes a free one (default: %d)
   DEBUG  true or false; true also logs each successful /health (default: false)
   TZ     time zone of current_time, such as Asia/Tokyo (default: the system's)
+  SHUTDOWN_DELAY    after SIGTERM or SIGINT, how long /health answers 503 while
+                    everything is still served (a duration; default: %v)
+  SHUTDOWN_TIMEOUT  after that, how long requests in flight have to finish
+                    (a duration; default: %v)
 `
 
 func main() {
@@ -94,11 +102,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintf(stdout, usage, serviceName, healthcheckTimeout, defaultPort)
+		printUsage(stdout)
 		return exitOK
 	case err != nil:
 		fmt.Fprintf(stderr, "%s: %v\n\n", serviceName, err)
-		fmt.Fprintf(stderr, usage, serviceName, healthcheckTimeout, defaultPort)
+		printUsage(stderr)
 		return exitUsage
 	case *showVersion:
 		fmt.Fprintln(stdout, versionLine())
@@ -137,8 +145,19 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintf(stderr, "%s: %v\n", serviceName, err)
 		return exitFailure
 	}
-	svc := newService(log, time.Now, cfg.location, cfg.timezone, readSystem(os.DirFS("/")))
-	return serve(ctx, signals, listener, svc, log)
+	root := os.DirFS("/")
+	limits := readLimits(root)
+	if getenv("GOMAXPROCS") == "" {
+		// Go sees the machine's CPUs, not the container's: with more threads running than the limit
+		// pays for, the kernel stops them all for the rest of each period.
+		runtime.GOMAXPROCS(limits.maxProcs(runtime.GOMAXPROCS(0)))
+	}
+	svc := newService(log, time.Now, cfg.location, cfg.timezone, readSystem(root, limits))
+	return serve(ctx, signals, listener.(*net.TCPListener), svc, cfg, log)
+}
+
+func printUsage(w io.Writer) {
+	fmt.Fprintf(w, usage, serviceName, healthcheckTimeout, defaultPort, defaultShutdownDelay, defaultShutdownTimeout)
 }
 
 // versionLine is what -version prints.
@@ -157,6 +176,9 @@ type config struct {
 	debug    bool
 	location *time.Location
 	timezone string // TZ as it was set; empty where it was not
+
+	shutdownDelay   time.Duration // from the signal to the end of listening
+	shutdownTimeout time.Duration // from there to the end of the last request
 }
 
 // address is host and port as net.Listen and net.Dial take them. To an empty or unspecified host
@@ -188,6 +210,13 @@ func readConfig(getenv func(string) string) (config, error) {
 		}
 		cfg.debug = debug
 	}
+	var err error
+	if cfg.shutdownDelay, err = readDuration(getenv, "SHUTDOWN_DELAY", defaultShutdownDelay); err != nil {
+		return config{}, err
+	}
+	if cfg.shutdownTimeout, err = readDuration(getenv, "SHUTDOWN_TIMEOUT", defaultShutdownTimeout); err != nil {
+		return config{}, err
+	}
 	if cfg.timezone == "" {
 		// Go would take an empty TZ for UTC. Here it means what an unset one does: the system's.
 		os.Unsetenv("TZ")
@@ -202,10 +231,24 @@ func readConfig(getenv func(string) string) (config, error) {
 	return cfg, nil
 }
 
-// serve answers on listener until it is told to stop by a signal or by the end of ctx. Requests in
-// flight then have shutdownTimeout to finish; a second signal does not wait for them. It returns
+// readDuration reads a duration of 0 or more.
+func readDuration(getenv func(string) string, name string, otherwise time.Duration) (time.Duration, error) {
+	value := getenv(name)
+	if value == "" {
+		return otherwise, nil
+	}
+	duration, err := time.ParseDuration(value)
+	if err != nil || duration < 0 {
+		return 0, fmt.Errorf("%s %q: must be a duration of 0s or more, such as 500ms or 3s", name, value)
+	}
+	return duration, nil
+}
+
+// serve answers on listener until it is told to stop by a signal or by the end of ctx. Then /health
+// turns 503 and everything is still served for cfg.shutdownDelay; then the listener closes, and
+// requests in flight have cfg.shutdownTimeout to finish. A second signal ends it at once. It returns
 // the exit code.
-func serve(ctx context.Context, signals <-chan os.Signal, listener net.Listener, svc *service, log *slog.Logger) int {
+func serve(ctx context.Context, signals <-chan os.Signal, listener *net.TCPListener, svc *service, cfg config, log *slog.Logger) int {
 	server := &http.Server{
 		Handler:                      svc,
 		DisableGeneralOptionsHandler: true, // OPTIONS * gets the answer that every other unknown path gets
@@ -216,35 +259,56 @@ func serve(ctx context.Context, signals <-chan os.Signal, listener net.Listener,
 		MaxHeaderBytes:               maxHeaderBytes - headerSlop,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
-	log.Info("listening", "address", listener.Addr().String(), "version", version, "revision", revision)
+	defer server.Close()
+	limiter := limit(listener, maxConnections, log)
+	limiter.attach(server)
+	log.Info("listening", "address", listener.Addr().String(), "version", version, "revision", revision,
+		"gomaxprocs", runtime.GOMAXPROCS(0))
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- server.Serve(limiter) }()
 
+	reason := "end of context"
 	select {
 	case err := <-served: // Serve retries what may pass; this did not
 		log.Error("serving failed", "error", err.Error())
 		return exitFailure
 	case sig := <-signals:
-		log.Info("stopping", "signal", sig.String(), "timeout", shutdownTimeout.String())
+		reason = sig.String()
 	case <-ctx.Done():
-		log.Info("stopping", "timeout", shutdownTimeout.String())
 	}
 
-	deadline, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
-	defer cancel()
-	stopped := make(chan error, 1)
-	go func() { stopped <- server.Shutdown(deadline) }()
-
+	log.Info("draining", "reason", reason, "delay", cfg.shutdownDelay.String())
+	svc.draining.Store(true)
+	atOnce := func(sig os.Signal) int {
+		log.Error("stopped at once by a second signal", "reason", sig.String(), "requests_cut", limiter.inFlight())
+		return exitFailure
+	}
 	select {
-	case err := <-stopped:
-		if err != nil {
-			server.Close()
-			log.Error("stopped with requests cut", "error", err.Error())
+	case <-time.After(cfg.shutdownDelay):
+	case sig := <-signals:
+		return atOnce(sig)
+	}
+
+	// Not Server.Shutdown: in newer Go it drops a request whose header is still coming in.
+	log.Info("stopping", "timeout", cfg.shutdownTimeout.String())
+	limiter.Close()
+	deadline := time.Now().Add(cfg.shutdownTimeout)
+	for accepting := true; ; {
+		requests := limiter.inFlight()
+		if requests == 0 && !accepting {
+			break
+		}
+		if !time.Now().Before(deadline) {
+			log.Error("stopped by the timeout", "requests_cut", requests)
 			return exitFailure
 		}
-	case sig := <-signals:
-		log.Error("stopped at once by a second signal", "signal", sig.String())
-		return exitFailure
+		select {
+		case <-served: // now every connection that was accepted is known
+			served, accepting = nil, false
+		case <-time.After(5 * time.Millisecond):
+		case sig := <-signals:
+			return atOnce(sig)
+		}
 	}
 	log.Info("stopped")
 	return exitOK

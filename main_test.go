@@ -6,8 +6,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,16 +24,27 @@ import (
 const runMain = "RUN_MAIN_FOR_TEST"
 
 func TestMain(m *testing.M) {
+	if during := os.Getenv(probeFor); during != "" {
+		os.Exit(runProbe(during, os.Getenv("ADDRESS")))
+	}
 	if os.Getenv(runMain) != "" {
 		main()
 	}
 	os.Exit(m.Run())
 }
 
-// process is the program, running.
+// process is the program, running. It writes to files, so that no test slows it down by reading.
 type process struct {
 	*exec.Cmd
-	stdout, stderr *syncBuffer
+	stdout, stderr outputFile
+}
+
+// outputFile is the path of a file that prints as what it holds.
+type outputFile string
+
+func (f outputFile) String() string {
+	text, _ := os.ReadFile(string(f))
+	return string(text)
 }
 
 // command prepares the program with only these environment variables.
@@ -41,8 +52,18 @@ func command(t testing.TB, environment []string, args ...string) *process {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append([]string{runMain + "=1"}, environment...)
-	p := &process{cmd, &syncBuffer{}, &syncBuffer{}}
-	cmd.Stdout, cmd.Stderr = p.stdout, p.stderr
+	folder := t.TempDir()
+	create := func(name string) (*os.File, outputFile) {
+		file, err := os.Create(filepath.Join(folder, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close() })
+		return file, outputFile(file.Name())
+	}
+	p := &process{Cmd: cmd}
+	cmd.Stdout, p.stdout = create("stdout")
+	cmd.Stderr, p.stderr = create("stderr")
 	return p
 }
 
@@ -72,7 +93,7 @@ func launch(t testing.TB, environment ...string) (*process, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Process.Kill(); p.Wait() })
-	address, _ := p.stdout.lines(t, "listening", 1)[0]["address"].(string)
+	address, _ := lines(t, p.stdout, "listening", 1)[0]["address"].(string)
 	_, port, err := net.SplitHostPort(address)
 	if err != nil || port == "0" {
 		t.Fatalf("the start line names the address %q", address)
@@ -104,6 +125,9 @@ func TestBadEnvironmentStopsTheStart(t *testing.T) {
 		"TZ=Local":              `TZ "Local": must be a name from the tz database, such as UTC or Asia/Tokyo`,
 		"TZ=../../etc/passwd":   `TZ "../../etc/passwd": must be a name from the tz database, such as UTC or Asia/Tokyo`,
 		"TZ=evil\nline":         `TZ "evil\nline": must be a name from the tz database, such as UTC or Asia/Tokyo`,
+		"SHUTDOWN_DELAY=-1s":    `SHUTDOWN_DELAY "-1s": must be a duration of 0s or more, such as 500ms or 3s`,
+		"SHUTDOWN_DELAY=5":      `SHUTDOWN_DELAY "5": must be a duration of 0s or more, such as 500ms or 3s`,
+		"SHUTDOWN_TIMEOUT=soon": `SHUTDOWN_TIMEOUT "soon": must be a duration of 0s or more, such as 500ms or 3s`,
 		"HOST=[::1]":            `HOST "[::1]": must be an IP address (no brackets, no port) or a host name`,
 		"HOST=localhost:80":     `HOST "localhost:80": must be an IP address (no brackets, no port) or a host name`,
 		"HOST=http://localhost": `HOST "http://localhost": must be an IP address (no brackets, no port) or a host name`,
@@ -175,7 +199,8 @@ func TestVersionIsTheImagesDefault(t *testing.T) {
 
 func TestEmptyVariablesMeanTheDefault(t *testing.T) {
 	cfg, err := readConfig(func(string) string { return "" })
-	if err != nil || cfg.address() != ":5002" || cfg.debug || cfg.location != time.Local || cfg.timezone != "" {
+	if err != nil || cfg.address() != ":5002" || cfg.debug || cfg.location != time.Local || cfg.timezone != "" ||
+		cfg.shutdownDelay != 0 || cfg.shutdownTimeout != 8*time.Second {
 		t.Errorf("the defaults are %+v, %v", cfg, err)
 	}
 	_, address := launch(t, "HOST=", "DEBUG=", "TZ=")
@@ -236,58 +261,165 @@ func TestDebugShowsHealthChecks(t *testing.T) {
 		get(t, address, "GET", "/health", "")
 		get(t, address, "GET", "/health", "")
 		get(t, address, "GET", "/", "")
-		p.stdout.lines(t, "request", want)
+		lines(t, p.stdout, "request", want)
 		p.Process.Signal(syscall.SIGTERM)
 		p.wait(t)
-		if got := len(p.stdout.lines(t, "request", want)); got != want {
+		if got := len(lines(t, p.stdout, "request", want)); got != want {
 			t.Errorf("%s: %d requests logged, want %d", setting, got, want)
 		}
 	}
 }
 
+// half sends half of a request for /, so that it is in flight, and returns what sends the rest.
+func half(t testing.TB, address string) (net.Conn, func()) {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: local")
+	return conn, func() { io.WriteString(conn, "host\r\n\r\n") }
+}
+
+// refused reports whether nobody listens at address.
+func refused(address string) bool {
+	conn, err := net.Dial("tcp", address)
+	if err == nil {
+		conn.Close()
+	}
+	return err != nil
+}
+
 func TestSignalLetsARequestInFlightFinish(t *testing.T) {
 	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
-		entered, release := make(chan bool), make(chan bool)
-		var held atomic.Bool
-		clock := func() time.Time {
-			if held.Load() {
-				entered <- true
-				<-release
-			}
-			return started
+		p, address := launch(t, "SHUTDOWN_DELAY=500ms") // for the half to have been read
+		conn, rest := half(t, address)
+		p.Process.Signal(sig)
+		waitFor(t, "the listener to close", func() bool { return refused(address) })
+		rest()
+		response, _ := receive(t, bufio.NewReader(conn), "GET")
+		if response.StatusCode != 200 || !response.Close {
+			t.Errorf("%v: in flight: %d, close %v, want 200 and Connection: close", sig, response.StatusCode, response.Close)
 		}
-		listener, _ := occupied(t)
-		address := listener.Addr().String()
-		logged := &syncBuffer{}
-		log := slog.New(slog.NewJSONHandler(logged, nil))
-		service := newService(log, clock, time.UTC, "UTC", systemInfo{})
-		held.Store(true)
-		signals, code := make(chan os.Signal, 2), make(chan int)
-		go func() { code <- serve(context.Background(), signals, listener, service, log) }()
+		if code := p.wait(t); code != 0 {
+			t.Errorf("%v: exit %d, want 0; log:\n%s%s", sig, code, p.stdout, p.stderr)
+		}
+		for _, step := range []string{"draining", "stopping", "stopped"} {
+			if n := len(lines(t, p.stdout, step, 1)); n != 1 {
+				t.Errorf("%d log lines %q, want 1", n, step)
+			}
+		}
+	}
+}
 
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
+func TestShutdownTimeoutCutsWhatIsLeft(t *testing.T) {
+	p, address := launch(t, "SHUTDOWN_DELAY=500ms", "SHUTDOWN_TIMEOUT=200ms")
+	conn, _ := half(t, address)
+	p.Process.Signal(syscall.SIGTERM)
+	if code := p.wait(t); code != 1 {
+		t.Errorf("exit %d, want 1", code)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("half a request was answered")
+	}
+	line := lines(t, p.stdout, "stopped by the timeout", 1)[0]
+	if line["level"] != "ERROR" || line["requests_cut"] != 1.0 {
+		t.Errorf("logged %v", line)
+	}
+	// The timeout starts when the delay has passed.
+	var at [3]time.Time
+	for i, step := range []string{"draining", "stopping", "stopped by the timeout"} {
+		at[i], _ = time.Parse(time.RFC3339Nano, lines(t, p.stdout, step, 1)[0]["time"].(string))
+	}
+	if delay, timeout := at[1].Sub(at[0]), at[2].Sub(at[1]); delay < 500*time.Millisecond || timeout < 200*time.Millisecond {
+		t.Errorf("delay %v, timeout %v, want at least 500ms and 200ms", delay, timeout)
+	}
+}
+
+func TestDraining(t *testing.T) {
+	p, address := launch(t, "SHUTDOWN_DELAY=3s")
+	_, port, _ := net.SplitHostPort(address)
+
+	quiet, err := net.Dial("tcp", address) // a keep-alive connection that is idle when the signal comes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer quiet.Close()
+	quiet.SetDeadline(time.Now().Add(10 * time.Second))
+	reader := bufio.NewReader(quiet)
+	io.WriteString(quiet, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	if response, _ := receive(t, reader, "GET"); response.Close {
+		t.Error("not draining, but Connection: close")
+	}
+
+	p.Process.Signal(syscall.SIGTERM)
+	lines(t, p.stdout, "draining", 1)
+	for path, status := range map[string]int{"/": 200, "/health": 503, "/nope": 404} {
+		response, body := get(t, address, "GET", path, "") // on a new connection
+		if response.StatusCode != status || !response.Close {
+			t.Errorf("draining: %s answers %d, close %v, want %d and Connection: close", path, response.StatusCode, response.Close, status)
 		}
-		defer conn.Close()
-		io.WriteString(conn, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-		<-entered
-		signals <- sig
-		waitFor(t, "the listener to close", func() bool {
-			other, err := net.Dial("tcp", address)
-			if err == nil {
-				other.Close()
+		if path == "/health" {
+			if got := strings.Join(keys(t, body), " "); got != "status timestamp uptime_seconds" || !strings.Contains(body, `{"status":"draining",`) {
+				t.Errorf("draining: /health says %s", body)
 			}
-			return err != nil
-		})
-		release <- true
-		if response, _ := receive(t, bufio.NewReader(conn), "GET"); response.StatusCode != 200 {
-			t.Errorf("%v: in flight: %d, want 200", sig, response.StatusCode)
 		}
-		if code := <-code; code != 0 {
-			t.Errorf("%v: exit %d, want 0; log:\n%s", sig, code, logged)
+	}
+	check := command(t, []string{"PORT=" + port}, "-healthcheck")
+	if code := check.finish(t); code != 1 || !strings.Contains(check.stderr.String(), "answered 503") {
+		t.Errorf("draining: -healthcheck exits %d, %q", code, check.stderr)
+	}
+	io.WriteString(quiet, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	if response, _ := receive(t, reader, "GET"); response.StatusCode != 200 || !response.Close {
+		t.Errorf("on the idle connection: %d, close %v, want 200 and Connection: close", response.StatusCode, response.Close)
+	}
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit %d, want 0; log:\n%s", code, p.stdout)
+	}
+}
+
+// Clients that ask for /health until they are told 503, as load balancers do, on connections of
+// their own and on kept ones, lose no request.
+func TestDrainingLosesNoRequest(t *testing.T) {
+	p, address := launch(t, "SHUTDOWN_DELAY=1s")
+	var answers atomic.Int64
+	failures := make(chan error, 8)
+	for i := 0; i < cap(failures); i++ {
+		go func(keep bool) {
+			failures <- func() error {
+				client := http.Client{Transport: &http.Transport{DisableKeepAlives: !keep}, Timeout: 10 * time.Second}
+				for {
+					response, err := client.Get("http://" + address + "/health")
+					if err != nil {
+						return err
+					}
+					_, err = io.Copy(io.Discard, response.Body)
+					response.Body.Close()
+					answers.Add(1)
+					switch {
+					case err != nil:
+						return err
+					case response.StatusCode == 503:
+						return nil
+					case response.StatusCode != 200:
+						return fmt.Errorf("status %d", response.StatusCode)
+					}
+				}
+			}()
+		}(i%2 == 0)
+	}
+	waitFor(t, "some answers", func() bool { return answers.Load() > 1000 })
+	p.Process.Signal(syscall.SIGTERM)
+	for i := 0; i < cap(failures); i++ {
+		if err := <-failures; err != nil {
+			t.Errorf("a request was lost: %v", err)
 		}
-		logged.lines(t, "stopped", 1)
+	}
+	t.Logf("%d requests answered", answers.Load())
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit %d, want 0; log:\n%s", code, p.stdout)
 	}
 }
 
@@ -299,25 +431,28 @@ func TestSignalStopsTheProcess(t *testing.T) {
 		if code := p.wait(t); code != 0 {
 			t.Errorf("%v: exit %d, want 0; log:\n%s%s", sig, code, p.stdout, p.stderr)
 		}
-		p.stdout.lines(t, "stopped", 1)
+		lines(t, p.stdout, "stopped", 1)
 	}
 }
 
 func TestSecondSignalEndsAtOnce(t *testing.T) {
-	p, address := launch(t)
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
+	for setting, step := range map[string]string{
+		"SHUTDOWN_DELAY=1h":    "draining",
+		"SHUTDOWN_DELAY=500ms": "stopping",
+	} {
+		p, address := launch(t, setting, "SHUTDOWN_TIMEOUT=1h")
+		half(t, address)
+		p.Process.Signal(syscall.SIGTERM)
+		lines(t, p.stdout, step, 1)
+		p.Process.Signal(os.Interrupt)
+		if code := p.wait(t); code != 1 {
+			t.Errorf("%s: exit %d, want 1", setting, code)
+		}
+		line := lines(t, p.stdout, "stopped at once by a second signal", 1)[0]
+		if step == "stopping" && line["requests_cut"] != 1.0 { // before, it may not have been read
+			t.Errorf("%s: logged %v", setting, line)
+		}
 	}
-	defer conn.Close()
-	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: local") // half a request holds the stop up
-	p.Process.Signal(syscall.SIGTERM)
-	p.stdout.lines(t, "stopping", 1)
-	p.Process.Signal(syscall.SIGTERM)
-	if code := p.wait(t); code != 1 {
-		t.Errorf("exit %d, want 1", code)
-	}
-	p.stdout.lines(t, "stopped at once by a second signal", 1)
 }
 
 func TestHealthcheck(t *testing.T) {
@@ -326,7 +461,7 @@ func TestHealthcheck(t *testing.T) {
 		if err := p.Start(); err != nil {
 			t.Fatal(err)
 		}
-		address, _ := p.stdout.lines(t, "listening", 1)[0]["address"].(string)
+		address, _ := lines(t, p.stdout, "listening", 1)[0]["address"].(string)
 		_, port, _ := net.SplitHostPort(address)
 		environment := []string{"HOST=" + host, "PORT=" + port}
 		check := command(t, environment, "-healthcheck")
@@ -404,7 +539,7 @@ func TestRunStopsWithItsContext(t *testing.T) {
 		getenv := func(name string) string { return map[string]string{"PORT": "0", "TZ": "UTC"}[name] }
 		code <- run(ctx, nil, getenv, stdout, io.Discard)
 	}()
-	stdout.lines(t, "listening", 1)
+	lines(t, stdout, "listening", 1)
 	cancel()
 	if got := <-code; got != 0 {
 		t.Errorf("exit %d, want 0", got)

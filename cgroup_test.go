@@ -1,0 +1,158 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+const (
+	mountV2        = "31 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+	mountV1CPU     = "33 24 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:10 - cgroup cgroup rw,cpu,cpuacct\n"
+	mountV1Memory  = "36 24 0:32 / /sys/fs/cgroup/memory rw shared:13 - cgroup cgroup rw,memory\n"
+	mountContainer = "716 710 0:29 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro master:10 - cgroup cgroup rw,cpu,cpuacct\n" +
+		"719 710 0:32 /docker/abc /sys/fs/cgroup/memory ro master:13 - cgroup cgroup rw,memory\n"
+	noLimitV1 = "9223372036854771712\n"
+)
+
+func TestReadLimits(t *testing.T) {
+	const v2, cpu, memory = "sys/fs/cgroup/", "sys/fs/cgroup/cpu,cpuacct/", "sys/fs/cgroup/memory/"
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  string // cpus and bytes
+	}{
+		"no files": {nil, "- -"},
+		"version 2, in a container": {map[string]string{
+			"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": mountV2,
+			v2 + "cpu.max": "50000 100000\n", v2 + "memory.max": "67108864\n",
+		}, "0.5 67108864"},
+		"version 2, unlimited": {map[string]string{
+			"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": mountV2,
+			v2 + "cpu.max": "max 100000\n", v2 + "memory.max": "max\n",
+		}, "- -"},
+		"version 2, nested, each limit elsewhere": {map[string]string{
+			"proc/self/cgroup": "0::/kube/pod/app\n", "proc/self/mountinfo": mountV2,
+			v2 + "kube/cpu.max": "400000 100000\n", v2 + "kube/memory.max": "1000000\n",
+			v2 + "kube/pod/cpu.max": "150000 100000\n", v2 + "kube/pod/memory.max": "max\n",
+			v2 + "kube/pod/app/cpu.max": "max 100000\n", v2 + "kube/pod/app/memory.max": "2000000\n",
+			v2 + "other/cpu.max": "1000 100000\n",
+		}, "1.5 1000000"},
+		"version 2, own group mounted as root": {map[string]string{
+			"proc/self/cgroup":    "0::/system.slice/docker-abc.scope\n",
+			"proc/self/mountinfo": strings.Replace(mountV2, " / /sys", " /system.slice/docker-abc.scope /sys", 1),
+			v2 + "cpu.max":        "200000 100000\n", v2 + "memory.max": "1\n",
+		}, "2 1"},
+		"version 2, group outside the mount": {map[string]string{
+			"proc/self/cgroup": "0::/../../elsewhere\n", "proc/self/mountinfo": mountV2,
+			v2 + "cpu.max": "25000 100000\n",
+		}, "0.25 -"},
+		"version 2, garbage": {map[string]string{
+			"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": mountV2,
+			v2 + "cpu.max": "lots of it\n", v2 + "memory.max": "-5\n",
+		}, "- -"},
+		"version 2, garbage below a limit": {map[string]string{
+			"proc/self/cgroup": "0::/app\n", "proc/self/mountinfo": mountV2,
+			v2 + "app/cpu.max": "\x00\xff", v2 + "app/memory.max": "99999999999999999999\n",
+			v2 + "cpu.max": "300000 100000\n", v2 + "memory.max": "4096\n",
+		}, "3 4096"},
+		"version 2, no period": {map[string]string{
+			"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": mountV2,
+			v2 + "cpu.max": "50000 0\n", v2 + "memory.max": "",
+		}, "- -"},
+		"version 1, in a container": {map[string]string{
+			"proc/self/cgroup":       "11:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc\n",
+			"proc/self/mountinfo":    mountContainer,
+			cpu + "cpu.cfs_quota_us": "50000\n", cpu + "cpu.cfs_period_us": "100000\n",
+			memory + "memory.limit_in_bytes": "67108864\n",
+		}, "0.5 67108864"},
+		"version 1, unlimited": {map[string]string{
+			"proc/self/cgroup": "11:memory:/\n4:cpu,cpuacct:/\n", "proc/self/mountinfo": mountV1CPU + mountV1Memory,
+			cpu + "cpu.cfs_quota_us": "-1\n", cpu + "cpu.cfs_period_us": "100000\n",
+			memory + "memory.limit_in_bytes": noLimitV1,
+		}, "- -"},
+		"version 1, nested": {map[string]string{
+			"proc/self/cgroup": "11:memory:/a/b\n4:cpu,cpuacct:/a/b\n", "proc/self/mountinfo": mountV1CPU + mountV1Memory,
+			cpu + "a/cpu.cfs_quota_us": "120000\n", cpu + "a/cpu.cfs_period_us": "100000\n",
+			cpu + "a/b/cpu.cfs_quota_us": "800000\n", cpu + "a/b/cpu.cfs_period_us": "400000\n",
+			memory + "memory.limit_in_bytes": noLimitV1, memory + "a/memory.limit_in_bytes": "2000\n", memory + "a/b/memory.limit_in_bytes": "3000\n",
+		}, "1.2 2000"},
+		"both versions at once": {map[string]string{
+			"proc/self/cgroup":        "11:memory:/docker/abc\n0::/docker/abc\n",
+			"proc/self/mountinfo":     mountV2 + mountContainer,
+			v2 + "docker/abc/cpu.max": "100000 100000\n", memory + "memory.limit_in_bytes": "5000\n",
+		}, "1 5000"},
+		"nonsense for files": {map[string]string{
+			"proc/self/cgroup": "0\n::\n0::\n:cpu:/\n\xff", "proc/self/mountinfo": " - \n1 2 3 4 5 - \n- cgroup2 a b\n",
+		}, "- -"},
+	} {
+		tree := fstest.MapFS{}
+		for name, text := range test.files {
+			tree[name] = &fstest.MapFile{Data: []byte(text)}
+		}
+		got := readLimits(tree)
+		text := []string{"-", "-"}
+		if got.cpus != nil {
+			text[0] = fmt.Sprint(*got.cpus)
+		}
+		if got.memory != nil {
+			text[1] = fmt.Sprint(*got.memory)
+		}
+		if strings.Join(text, " ") != test.want {
+			t.Errorf("%s: %s, want %s", name, strings.Join(text, " "), test.want)
+		}
+	}
+}
+
+func TestMaxProcs(t *testing.T) {
+	for _, test := range []struct {
+		cpus          float64 // 0: none
+		current, want int
+	}{
+		{0, 8, 8}, {0.1, 8, 1}, {1, 8, 1}, {1.01, 8, 2}, {2.5, 8, 3}, {8, 8, 8}, {64, 8, 8}, {0.5, 1, 1},
+	} {
+		var l limits
+		if test.cpus > 0 {
+			l.cpus = &test.cpus
+		}
+		if got := l.maxProcs(test.current); got != test.want {
+			t.Errorf("%v CPUs on %d: GOMAXPROCS %d, want %d", test.cpus, test.current, got, test.want)
+		}
+	}
+}
+
+// FuzzLimits reads any three files. It must neither panic nor report a limit that is none.
+func FuzzLimits(f *testing.F) {
+	f.Add("0::/a/b\n", mountV2, "50000 100000\n")
+	f.Add("4:cpu,cpuacct:/a\n", mountV1CPU, "-1\n")
+	f.Add("11:memory:/../x\n", mountV1Memory, noLimitV1)
+	f.Fuzz(func(t *testing.T, groups, mounts, value string) {
+		tree := fstest.MapFS{
+			"proc/self/cgroup":    {Data: []byte(groups)},
+			"proc/self/mountinfo": {Data: []byte(mounts)},
+		}
+		for _, folder := range []string{"sys/fs/cgroup/", "sys/fs/cgroup/a/", "sys/fs/cgroup/cpu,cpuacct/a/", "sys/fs/cgroup/memory/"} {
+			for _, name := range []string{"cpu.max", "memory.max", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.limit_in_bytes"} {
+				tree[folder+name] = &fstest.MapFile{Data: []byte(value)}
+			}
+		}
+		got := readLimits(tree)
+		if got.cpus != nil && !(*got.cpus > 0) || got.memory != nil && *got.memory <= 0 {
+			t.Errorf("%v %v", got.cpus, got.memory)
+		}
+	})
+}
+
+func TestGOMAXPROCSOfTheUserStays(t *testing.T) {
+	p, _ := launch(t, "GOMAXPROCS=3")
+	if got := lines(t, p.stdout, "listening", 1)[0]["gomaxprocs"]; got != 3.0 {
+		t.Errorf("GOMAXPROCS=3 gives %v", got)
+	}
+	want := readLimits(os.DirFS("/")).maxProcs(runtime.NumCPU())
+	p, _ = launch(t)
+	if got := lines(t, p.stdout, "listening", 1)[0]["gomaxprocs"]; got != float64(want) {
+		t.Errorf("unset: %v, want %d", got, want)
+	}
+}
