@@ -42,6 +42,12 @@ run: build ## the service on this machine, in the foreground, on PORT
 test: ## the tests; needs only Go
 	CGO_ENABLED=0 $(GO) test ./...
 
+.PHONY: bench
+bench: build ## the handlers' benchmarks, and the service against a bare net/http handler
+	$(go_build) -o bin/floor ./testdata/floor
+	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem .
+	CGO_ENABLED=0 SERVICE=bin/devops-info-service FLOOR=bin/floor $(GO) test -tags bench -run '^TestBench$$' -count=1 -v .
+
 .PHONY: build-multi
 build-multi: ## the multi-stage image
 	$(call image_build,$(MULTI_IMAGE),Dockerfile)
@@ -57,6 +63,10 @@ run-multi: build-multi ## the multi-stage image in the foreground, on PORT; remo
 .PHONY: test-image
 test-image: build-multi ## tests of the multi-stage image in a real engine
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 .
+
+.PHONY: test-rollout
+test-rollout: build-multi ## a rolling restart behind HAProxy, under load; needs HAProxy
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestRollout' -count=1 -v .
 
 .PHONY: compare
 compare: ## build, measure and compare both images (FORMAT=text, markdown or json)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -29,11 +30,16 @@ const (
 
 // infoResponse answers GET /.
 type infoResponse struct {
-	Service   serviceInfo `json:"service"`
-	System    systemInfo  `json:"system"`
-	Runtime   runtimeInfo `json:"runtime"`
-	Request   requestInfo `json:"request"`
-	Endpoints []endpoint  `json:"endpoints"`
+	Service serviceInfo `json:"service"`
+	System  systemInfo  `json:"system"`
+	varyingInfo
+	Endpoints []endpoint `json:"endpoints"`
+}
+
+// varyingInfo is what differs from one answer to the next. The rest is encoded once.
+type varyingInfo struct {
+	Runtime runtimeInfo `json:"runtime"`
+	Request requestInfo `json:"request"`
 }
 
 type serviceInfo struct {
@@ -97,8 +103,9 @@ type service struct {
 	start    time.Time
 	location *time.Location
 	timezone string // the name of location where the user gave one
-	system   systemInfo
 	routes   []route
+	before   []byte      // what an infoResponse has before its varyingInfo
+	after    []byte      // and after it
 	draining atomic.Bool // set once, when the stop begins
 }
 
@@ -106,35 +113,43 @@ type service struct {
 type route struct {
 	path        string
 	description string
-	answer      func(*http.Request) (status int, body any)
+	answer      func(*http.Request) (status int, body []byte)
 }
 
 // newService returns the service, started now. Times are shown in location, under the name timezone
 // or, where that is empty, the zone's abbreviation.
 func newService(log *slog.Logger, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
-	s := &service{log: log, now: now, start: now(), location: location, timezone: timezone, system: system}
+	s := &service{log: log, now: now, start: now(), location: location, timezone: timezone}
 	s.routes = []route{
 		{"/", "Service information", s.info},
 		{"/health", "Health check", s.health},
 	}
+	whole := infoResponse{
+		Service: serviceInfo{serviceName, version, serviceDescription, serviceFramework},
+		System:  system,
+	}
+	for _, route := range s.routes {
+		whole.Endpoints = append(whole.Endpoints, endpoint{route.path, http.MethodGet, route.description})
+	}
+	s.before, s.after, _ = bytes.Cut(encode(whole), whole.varyingInfo.encode())
 	return s
 }
 
-func (s *service) info(r *http.Request) (int, any) {
+// encode returns the members of v as JSON, without the braces around them.
+func (v varyingInfo) encode() []byte {
+	object := encode(v)
+	return object[len("{") : len(object)-len("}\n")]
+}
+
+func (s *service) info(r *http.Request) (int, []byte) {
 	now := s.now()
 	local := now.In(s.location)
 	timezone := s.timezone
 	if timezone == "" {
 		timezone, _ = local.Zone()
 	}
-	endpoints := make([]endpoint, len(s.routes))
-	for i, route := range s.routes {
-		endpoints[i] = endpoint{route.path, http.MethodGet, route.description}
-	}
 	uptime := now.Sub(s.start)
-	return http.StatusOK, infoResponse{
-		Service: serviceInfo{serviceName, version, serviceDescription, serviceFramework},
-		System:  s.system,
+	varying := varyingInfo{
 		Runtime: runtimeInfo{
 			UptimeSeconds: int64(uptime / time.Second),
 			UptimeHuman:   humanDuration(uptime),
@@ -142,22 +157,22 @@ func (s *service) info(r *http.Request) (int, any) {
 			Timezone:      timezone,
 		},
 		// HEAD must have GET's Content-Length (RFC 9110, section 8.6), so it is answered as GET.
-		Request:   requestInfo{clientIP(r), r.UserAgent(), http.MethodGet, r.URL.Path},
-		Endpoints: endpoints,
-	}
+		Request: requestInfo{clientIP(r), r.UserAgent(), http.MethodGet, r.URL.Path},
+	}.encode()
+	return http.StatusOK, bytes.Join([][]byte{s.before, varying, s.after}, nil)
 }
 
-func (s *service) health(*http.Request) (int, any) {
+func (s *service) health(*http.Request) (int, []byte) {
 	now := s.now()
 	status, word := http.StatusOK, "healthy"
 	if s.draining.Load() {
 		status, word = http.StatusServiceUnavailable, "draining"
 	}
-	return status, healthResponse{
+	return status, encode(healthResponse{
 		Status:        word,
 		Timestamp:     now.UTC().Format(timeLayout),
 		UptimeSeconds: int64(now.Sub(s.start) / time.Second),
-	}
+	})
 }
 
 // ServeHTTP answers a request and logs it. Every answer is written here.
@@ -165,18 +180,20 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := time.Now()
 	status, body := s.answer(r)
 
+	// Assigned, not Set: the names are canonical already, and looking at that costs as much as the
+	// rest of /health.
 	header := w.Header()
-	header.Set("Content-Type", "application/json") // no charset: RFC 8259, section 11
-	header.Set("Content-Length", strconv.Itoa(len(body)))
-	header.Set("Cache-Control", "no-store")
-	header.Set("X-Content-Type-Options", "nosniff")
+	header["Content-Type"] = []string{"application/json"} // no charset: RFC 8259, section 11
+	header["Content-Length"] = []string{strconv.Itoa(len(body))}
+	header["Cache-Control"] = []string{"no-store"}
+	header["X-Content-Type-Options"] = []string{"nosniff"}
 	if status == http.StatusMethodNotAllowed {
-		header.Set("Allow", allowedMethods)
+		header["Allow"] = []string{allowedMethods}
 	}
 	if s.draining.Load() || r.ContentLength != 0 {
 		// Nobody reads the body. To keep the connection, net/http would read up to 256 KB of it
 		// before it sends the answer, and wait up to readTimeout for them.
-		header.Set("Connection", "close")
+		header["Connection"] = []string{"close"}
 	}
 	w.WriteHeader(status)
 	var written int
@@ -206,8 +223,7 @@ func (s *service) answer(r *http.Request) (status int, body []byte) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			return s.failure(r, http.StatusMethodNotAllowed, r.Method+" is not allowed here; use GET or HEAD.")
 		}
-		status, response := route.answer(r)
-		return status, encode(response)
+		return route.answer(r)
 	}
 	return s.failure(r, http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
@@ -239,7 +255,9 @@ func (s *service) logRequest(r *http.Request, status, bytes int, took time.Durat
 	if !s.log.Enabled(r.Context(), level) {
 		return
 	}
-	s.log.LogAttrs(r.Context(), level, "request",
+	// Not LogAttrs, which would walk the stack for a source line that is not logged.
+	record := slog.NewRecord(time.Now(), level, "request", 0)
+	record.AddAttrs(
 		slog.String("method", r.Method),
 		slog.String("path", r.URL.Path),
 		slog.Int("status", status),
@@ -248,6 +266,7 @@ func (s *service) logRequest(r *http.Request, status, bytes int, took time.Durat
 		slog.String("client_ip", clientIP(r)),
 		slog.String("user_agent", r.UserAgent()),
 	)
+	s.log.Handler().Handle(r.Context(), record)
 }
 
 // clientIP is the address of the connection's peer, without port, brackets or interface; an

@@ -334,8 +334,10 @@ func TestInfo(t *testing.T) {
 			CPUCount:        runtime.NumCPU(),
 			GoVersion:       runtime.Version(),
 		},
-		Runtime: runtimeInfo{0, "0 seconds", "2024-02-29T23:30:00.123Z", "UTC"},
-		Request: requestInfo{"127.0.0.1", "test/1", "GET", "/"},
+		varyingInfo: varyingInfo{
+			Runtime: runtimeInfo{0, "0 seconds", "2024-02-29T23:30:00.123Z", "UTC"},
+			Request: requestInfo{"127.0.0.1", "test/1", "GET", "/"},
+		},
 		Endpoints: []endpoint{
 			{"/", "GET", "Service information"},
 			{"/health", "GET", "Health check"},
