@@ -62,7 +62,7 @@ run-multi: build-multi ## the multi-stage image in the foreground, on PORT; remo
 
 .PHONY: test-image
 test-image: build-multi ## tests of the multi-stage image in a real engine
-	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 .
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 -v .
 
 .PHONY: test-rollout
 test-rollout: build-multi ## a rolling restart behind HAProxy, under load; needs HAProxy

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -224,18 +225,23 @@ func (c *limitedConn) set(state connState) {
 
 type connKey struct{}
 
-// answer marks the connection while next answers on it, until the kernel has the answer. With more
-// than three quarters of the places taken, an answer is its connection's last: clients that ask on
-// and on without reading cannot hold the rest.
+// answer marks the connection while next answers on it, until the kernel has the answer. When places
+// get scarce, it sees to it that nobody keeps one, or the processor, by asking on and on: with more
+// than three quarters taken, an answer is its connection's last, and with more than a quarter taken,
+// the other connections have their turn before the next request on this one.
 func (l *limiter) answer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := r.Context().Value(connKey{}).(*limitedConn)
 		c.set(answering)
-		defer c.set(answered)
-		if len(l.slots) > cap(l.slots)*3/4 {
+		taken := len(l.slots)
+		if taken > cap(l.slots)*3/4 {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)
 		http.NewResponseController(w).Flush()
+		c.set(answered)
+		if taken > cap(l.slots)/4 {
+			runtime.Gosched()
+		}
 	})
 }

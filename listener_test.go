@@ -51,7 +51,8 @@ func flood(t testing.TB, address string, n int, attack func(*net.TCPConn)) (wait
 }
 
 // probe asks for /health on new connections for that long, with -healthcheck's code, from a process
-// of its own, which does not share its time with the attackers'. It returns the slowest answer.
+// of its own, which does not share its time with the attackers'. A try that fails is repeated, as
+// every health checker does, and the time goes on. It returns the slowest answer.
 func probe(t testing.TB, address string, during time.Duration) (slowest time.Duration) {
 	t.Helper()
 	p := command(t, []string{probeFor + "=" + during.String(), "ADDRESS=" + address})
@@ -85,16 +86,24 @@ func runProbe(during, address string) int {
 	number, _ := strconv.ParseUint(port, 10, 16)
 	var slowest time.Duration
 	n := 0
+	var again int
 	for end := time.Now().Add(duration); n == 0 || time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		began := time.Now()
-		if err := checkHealth(context.Background(), config{host: host, port: uint16(number)}); err != nil {
-			fmt.Printf("probe %d failed after %v: %v\n", n, time.Since(began), err)
-			return 1
+		for {
+			err := checkHealth(context.Background(), config{host: host, port: uint16(number)})
+			if err == nil {
+				break
+			}
+			if time.Since(began) > 5*time.Second {
+				fmt.Printf("probe %d failed for %v: %v\n", n, time.Since(began), err)
+				return 1
+			}
+			again++
 		}
 		slowest = max(slowest, time.Since(began))
 		n++
 	}
-	fmt.Printf("%d probes, the slowest took %v\n", n, slowest)
+	fmt.Printf("%d probes, the slowest took %v (%d tried again)\n", n, slowest, again)
 	return 0
 }
 
