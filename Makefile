@@ -71,7 +71,7 @@ test-rollout: build-multi ## a rolling restart behind HAProxy, under load; needs
 .PHONY: compare
 compare: ## build, measure and compare both images (FORMAT=text, markdown or json)
 	@DOCKER='$(DOCKER)' FORMAT='$(FORMAT)' MULTI_IMAGE='$(MULTI_IMAGE)' SINGLE_IMAGE='$(SINGLE_IMAGE)' \
-		MAKE='$(MAKE)' scripts/compare.sh
+		MAKE='$(MAKE_COMMAND)' scripts/compare.sh
 
 .PHONY: clean
 clean: ## remove bin/ and the two images

@@ -95,7 +95,8 @@ func start(t testing.TB, timezone string) *running {
 		if s.broken.Load() {
 			panic("the clock is broken")
 		}
-		return started.Add(time.Duration(s.uptime.Load()))
+		// In a zone of its own, so that an answer in UTC or in another is one that was converted.
+		return started.Add(time.Duration(s.uptime.Load())).In(time.FixedZone("test", 3600))
 	}
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	service := newService(log, clock, location, timezone, readSystem(os.DirFS("/"), limits{}))

@@ -235,6 +235,21 @@ func TestImageStopLetsARequestInFlightFinish(t *testing.T) {
 	}
 }
 
+// zoneFile is what a system's zone file for that zone holds.
+func zoneFile(t testing.TB, zone string) []byte {
+	t.Helper()
+	file, err := zoneArchive(t).Open(zone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	content, err := io.ReadAll(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
 func TestImageEnvironment(t *testing.T) {
 	_, address := published(t, "-e", "TZ=Asia/Tokyo")
 	if got := info(t, address, "").Runtime; got.Timezone != "Asia/Tokyo" || !strings.HasSuffix(got.CurrentTime, "+09:00") {
@@ -243,6 +258,17 @@ func TestImageEnvironment(t *testing.T) {
 	_, address = published(t)
 	if got := info(t, address, ""); got.Runtime.Timezone != "UTC" || !strings.HasPrefix(got.System.PlatformVersion, "Alpine Linux v") {
 		t.Errorf("by default: %+v", got)
+	}
+	// An empty TZ is an unset one: the zone of the system, where it has one.
+	zone := filepath.Join(t.TempDir(), "localtime")
+	if err := os.WriteFile(zone, zoneFile(t, "Asia/Tokyo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, setting := range []string{"TZ=", "OTHER="} {
+		_, address = published(t, "-v", zone+":/etc/localtime:ro", "-e", setting)
+		if got := info(t, address, "").Runtime; got.Timezone != "JST" || !strings.HasSuffix(got.CurrentTime, "+09:00") {
+			t.Errorf("%s, with /etc/localtime of Tokyo: %+v", setting, got)
+		}
 	}
 	for setting, want := range map[string]string{
 		"PORT=80a":        `PORT "80a": must be 0 to 65535`,

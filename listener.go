@@ -73,13 +73,12 @@ type limiter struct {
 // limitedConn is one of the limiter's connections.
 type limitedConn struct {
 	*net.TCPConn
-	place *list.Element
-
 	accepted time.Time
+	place    *list.Element
 
 	mu    sync.Mutex
 	state connState
-	since time.Time // of answering
+	since time.Time // when answering began
 }
 
 // limit returns a limiter of listener, for max connections.
@@ -155,14 +154,14 @@ func (l *limiter) evict() bool {
 		if time.Since(c.accepted) < minAge {
 			return false // so are all that follow
 		}
-		if c.busy() {
+		if !c.closeUnlessAnswering() {
 			continue
 		}
 		l.conns.Remove(place)
-		c.Close()
 		if now := time.Now(); now.Sub(l.lastLogged) >= evictionLogPeriod {
 			l.lastLogged = now
-			l.log.Warn("connections are exhausted; closing the oldest for the newest", "max", cap(l.slots))
+			// Not here: a log that nobody reads must not stop the listener.
+			go l.log.Warn("connections are exhausted; closing the oldest for the newest", "max", cap(l.slots))
 		}
 		return true
 	}
@@ -207,11 +206,15 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// busy reports whether a handler is answering on c.
-func (c *limitedConn) busy() bool {
+// closeUnlessAnswering closes c and reports whether it did. No answer can begin in between.
+func (c *limitedConn) closeUnlessAnswering() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state == answering && time.Since(c.since) < stalledAfter
+	if c.state == answering && time.Since(c.since) < stalledAfter {
+		return false
+	}
+	c.Close()
+	return true
 }
 
 func (c *limitedConn) set(state connState) {

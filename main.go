@@ -82,6 +82,8 @@ Environment (unset and empty mean the default):
                     everything is still served (a duration; default: %v)
   SHUTDOWN_TIMEOUT  after that, how long requests in flight have to finish
                     (a duration; default: %v)
+  GOMAXPROCS        threads that run Go code at once, 1 or more (default: the
+                    container's CPU limit rounded up, or the machine's CPUs)
 `
 
 func main() {
@@ -140,14 +142,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
 
-	listener, err := net.Listen("tcp", cfg.address())
+	listener, err := net.Listen(cfg.network(), cfg.address())
 	if err != nil {
-		fmt.Fprintf(stderr, "%s: %v\n", serviceName, err)
+		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v\n", serviceName, cfg.host, cfg.port, err)
 		return exitFailure
 	}
 	root := os.DirFS("/")
 	limits := readLimits(root)
-	if getenv("GOMAXPROCS") == "" {
+	if !cfg.maxProcsSet {
 		// Go sees the machine's CPUs, not the container's: with more threads running than the limit
 		// pays for, the kernel stops them all for the rest of each period.
 		runtime.GOMAXPROCS(limits.maxProcs(runtime.GOMAXPROCS(0)))
@@ -177,6 +179,8 @@ type config struct {
 	location *time.Location
 	timezone string // TZ as it was set; empty where it was not
 
+	maxProcsSet bool // by GOMAXPROCS, which Go itself has read
+
 	shutdownDelay   time.Duration // from the signal to the end of listening
 	shutdownTimeout time.Duration // from there to the end of the last request
 }
@@ -185,6 +189,14 @@ type config struct {
 // they give a meaning that fits: listen on every interface, dial this machine.
 func (c config) address() string {
 	return net.JoinHostPort(c.host, strconv.Itoa(int(c.port)))
+}
+
+// network is what net.Listen and net.Dial take address for. With "tcp", 0.0.0.0 would be IPv6 too.
+func (c config) network() string {
+	if host, err := netip.ParseAddr(c.host); err == nil && host.Is4() {
+		return "tcp4"
+	}
+	return "tcp"
 }
 
 // readConfig reads the environment. Its error names the variable, its value and what is accepted.
@@ -209,6 +221,12 @@ func readConfig(getenv func(string) string) (config, error) {
 			return config{}, fmt.Errorf("DEBUG %q: must be true or false (or 1, 0, t, f)", value)
 		}
 		cfg.debug = debug
+	}
+	if value := getenv("GOMAXPROCS"); value != "" {
+		if n, err := strconv.ParseInt(value, 10, 32); err != nil || n < 1 {
+			return config{}, fmt.Errorf("GOMAXPROCS %q: must be a whole number, 1 or more", value)
+		}
+		cfg.maxProcsSet = true
 	}
 	var err error
 	if cfg.shutdownDelay, err = readDuration(getenv, "SHUTDOWN_DELAY", defaultShutdownDelay); err != nil {
@@ -279,39 +297,36 @@ func serve(ctx context.Context, signals <-chan os.Signal, listener *net.TCPListe
 
 	log.Info("draining", "reason", reason, "delay", cfg.shutdownDelay.String())
 	svc.draining.Store(true)
-	atOnce := func(sig os.Signal) int {
-		log.Error("stopped at once by a second signal", "reason", sig.String(), "requests_cut", limiter.inFlight())
-		return exitFailure
+	end := func(why string) int {
+		if requests := limiter.inFlight(); requests > 0 {
+			log.Error("stopped, with requests cut", "reason", why, "requests_cut", requests)
+			return exitFailure
+		}
+		log.Info("stopped", "reason", why)
+		return exitOK
 	}
 	select {
 	case <-time.After(cfg.shutdownDelay):
 	case sig := <-signals:
-		return atOnce(sig)
+		return end("a second signal: " + sig.String())
 	}
 
 	// Not Server.Shutdown: in newer Go it drops a request whose header is still coming in.
 	log.Info("stopping", "timeout", cfg.shutdownTimeout.String())
 	limiter.Close()
-	deadline := time.Now().Add(cfg.shutdownTimeout)
-	for accepting := true; ; {
-		requests := limiter.inFlight()
-		if requests == 0 && !accepting {
-			break
-		}
-		if !time.Now().Before(deadline) {
-			log.Error("stopped by the timeout", "requests_cut", requests)
-			return exitFailure
-		}
+	timeout := time.After(cfg.shutdownTimeout)
+	for accepting := true; accepting || limiter.inFlight() > 0; {
 		select {
 		case <-served: // now every connection that was accepted is known
 			served, accepting = nil, false
 		case <-time.After(5 * time.Millisecond):
+		case <-timeout:
+			return end("the timeout")
 		case sig := <-signals:
-			return atOnce(sig)
+			return end("a second signal: " + sig.String())
 		}
 	}
-	log.Info("stopped")
-	return exitOK
+	return end("all requests answered")
 }
 
 // checkHealth asks the service that cfg starts for /health. The error is nil when it answers 200
@@ -322,7 +337,7 @@ func checkHealth(ctx context.Context, cfg config) error {
 	}
 	deadline := time.Now().Add(healthcheckTimeout)
 	dialer := net.Dialer{Deadline: deadline}
-	conn, err := dialer.DialContext(ctx, "tcp", cfg.address())
+	conn, err := dialer.DialContext(ctx, cfg.network(), cfg.address())
 	if err != nil {
 		return err
 	}

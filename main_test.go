@@ -125,6 +125,8 @@ func TestBadEnvironmentStopsTheStart(t *testing.T) {
 		"TZ=Local":              `TZ "Local": must be a name from the tz database, such as UTC or Asia/Tokyo`,
 		"TZ=../../etc/passwd":   `TZ "../../etc/passwd": must be a name from the tz database, such as UTC or Asia/Tokyo`,
 		"TZ=evil\nline":         `TZ "evil\nline": must be a name from the tz database, such as UTC or Asia/Tokyo`,
+		"GOMAXPROCS=many":       `GOMAXPROCS "many": must be a whole number, 1 or more`,
+		"GOMAXPROCS=0":          `GOMAXPROCS "0": must be a whole number, 1 or more`,
 		"SHUTDOWN_DELAY=-1s":    `SHUTDOWN_DELAY "-1s": must be a duration of 0s or more, such as 500ms or 3s`,
 		"SHUTDOWN_DELAY=5":      `SHUTDOWN_DELAY "5": must be a duration of 0s or more, such as 500ms or 3s`,
 		"SHUTDOWN_TIMEOUT=soon": `SHUTDOWN_TIMEOUT "soon": must be a duration of 0s or more, such as 500ms or 3s`,
@@ -213,14 +215,20 @@ func TestEmptyVariablesMeanTheDefault(t *testing.T) {
 	}
 }
 
-func TestEveryTimeZoneIsAccepted(t *testing.T) {
+// zoneArchive is the tz database that comes with Go.
+func zoneArchive(t testing.TB) *zip.ReadCloser {
+	t.Helper()
 	archive, err := zip.OpenReader(filepath.Join(runtime.GOROOT(), "lib", "time", "zoneinfo.zip"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer archive.Close()
+	t.Cleanup(func() { archive.Close() })
+	return archive
+}
+
+func TestEveryTimeZoneIsAccepted(t *testing.T) {
 	zones := 0
-	for _, file := range archive.File {
+	for _, file := range zoneArchive(t).File {
 		if strings.HasSuffix(file.Name, "/") {
 			continue
 		}
@@ -245,11 +253,20 @@ func TestListensOnBothFamilies(t *testing.T) {
 	}
 }
 
+func TestListensOnIPv4Alone(t *testing.T) {
+	_, address := launch(t, "HOST=0.0.0.0")
+	_, port, _ := net.SplitHostPort(address)
+	if !refused(net.JoinHostPort("::1", port)) {
+		t.Error("HOST=0.0.0.0 answers on ::1")
+	}
+	info(t, address, "")
+}
+
 func TestPortTaken(t *testing.T) {
 	_, port := occupied(t)
 	p := command(t, []string{"HOST=127.0.0.1", "PORT=" + port})
 	code := p.finish(t)
-	want := "devops-info-service: listen tcp 127.0.0.1:" + port + ": bind: address already in use\n"
+	want := `devops-info-service: HOST "127.0.0.1", PORT "` + port + `": listen tcp4 127.0.0.1:` + port + ": bind: address already in use\n"
 	if code != 1 || p.stderr.String() != want || p.stdout.String() != "" {
 		t.Errorf("exit %d, stdout %q, stderr %q, want 1 and %q", code, p.stdout, p.stderr, want)
 	}
@@ -324,13 +341,13 @@ func TestShutdownTimeoutCutsWhatIsLeft(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); err == nil {
 		t.Error("half a request was answered")
 	}
-	line := lines(t, p.stdout, "stopped by the timeout", 1)[0]
-	if line["level"] != "ERROR" || line["requests_cut"] != 1.0 {
+	line := lines(t, p.stdout, "stopped, with requests cut", 1)[0]
+	if line["level"] != "ERROR" || line["requests_cut"] != 1.0 || line["reason"] != "the timeout" {
 		t.Errorf("logged %v", line)
 	}
 	// The timeout starts when the delay has passed.
 	var at [3]time.Time
-	for i, step := range []string{"draining", "stopping", "stopped by the timeout"} {
+	for i, step := range []string{"draining", "stopping", "stopped, with requests cut"} {
 		at[i], _ = time.Parse(time.RFC3339Nano, lines(t, p.stdout, step, 1)[0]["time"].(string))
 	}
 	if delay, timeout := at[1].Sub(at[0]), at[2].Sub(at[1]); delay < 500*time.Millisecond || timeout < 200*time.Millisecond {
@@ -436,22 +453,35 @@ func TestSignalStopsTheProcess(t *testing.T) {
 }
 
 func TestSecondSignalEndsAtOnce(t *testing.T) {
-	for setting, step := range map[string]string{
-		"SHUTDOWN_DELAY=1h":    "draining",
-		"SHUTDOWN_DELAY=500ms": "stopping",
-	} {
-		p, address := launch(t, setting, "SHUTDOWN_TIMEOUT=1h")
-		half(t, address)
-		p.Process.Signal(syscall.SIGTERM)
-		lines(t, p.stdout, step, 1)
-		p.Process.Signal(os.Interrupt)
-		if code := p.wait(t); code != 1 {
-			t.Errorf("%s: exit %d, want 1", setting, code)
-		}
-		line := lines(t, p.stdout, "stopped at once by a second signal", 1)[0]
-		if step == "stopping" && line["requests_cut"] != 1.0 { // before, it may not have been read
-			t.Errorf("%s: logged %v", setting, line)
-		}
+	p, _ := launch(t, "SHUTDOWN_DELAY=1h") // with nothing to cut
+	p.Process.Signal(syscall.SIGTERM)
+	lines(t, p.stdout, "draining", 1)
+	p.Process.Signal(os.Interrupt)
+	if code := p.wait(t); code != 0 {
+		t.Errorf("draining, idle: exit %d, want 0", code)
+	}
+
+	p, address := launch(t, "SHUTDOWN_DELAY=500ms", "SHUTDOWN_TIMEOUT=1h")
+	half(t, address)
+	p.Process.Signal(syscall.SIGTERM)
+	lines(t, p.stdout, "stopping", 1)
+	p.Process.Signal(os.Interrupt)
+	if code := p.wait(t); code != 1 {
+		t.Errorf("with a request in flight: exit %d, want 1", code)
+	}
+	line := lines(t, p.stdout, "stopped, with requests cut", 1)[0]
+	if line["level"] != "ERROR" || line["requests_cut"] != 1.0 || line["reason"] != "a second signal: interrupt" {
+		t.Errorf("logged %v", line)
+	}
+}
+
+func TestNoTimeoutNeededWhenIdle(t *testing.T) {
+	p, address := launch(t, "SHUTDOWN_TIMEOUT=0s")
+	get(t, address, "GET", "/", "")
+	time.Sleep(freshFor) // the connection of get may count as new until then
+	p.Process.Signal(syscall.SIGTERM)
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit %d, want 0; log:\n%s", code, p.stdout)
 	}
 }
 

@@ -279,7 +279,8 @@ changed() { cat "$work/$1.changed"; }
 both cold | row build_cold seconds "build, nothing cached"
 both changed | row build_changed seconds "build after a change of one line"
 
-# --- The claims. "reference" is the figure this project set out to beat.
+# --- The claims. "reference" is the figure this project set out to beat. Times are no claims: they
+# would fail on a busy machine.
 
 size=$(value unpacked multi)
 mb() { awk -v n="$1" 'BEGIN { printf "%.2f MB", n / 1e6 }'; }
@@ -297,7 +298,6 @@ claim "CA bundle of >= 100 certificates" "$certificates" [ "$certificates" -ge 1
 claim "every time zone works" "$((zones - zones_bad)) of $zones" holds "$zones >= 400 && $zones_bad == 0"
 claim "memory <= 3.2 MB (docker stats)" "$(mb "$(value memory multi)")" holds "$(value memory multi) > 0 && $(value memory multi) <= 3.2e6"
 claim "both answer both endpoints, same keys" "$same_keys" [ "$same_keys" = "the same" ]
-claim "changed line builds in <= 3 s" "$(changed multi) s" holds "$(changed multi) <= 3"
 
 # --- The table.
 
