@@ -93,14 +93,17 @@ func findMount(mountinfo, controller, group string) (mount, below string) {
 		default:
 			continue
 		}
-		// A container may see its own group mounted as if it were the root.
-		below, inside := strings.CutPrefix(path.Clean(group), path.Clean(place[3]))
-		if !inside || strings.Contains(below, "..") {
-			below = ""
+		root := strings.TrimSuffix(place[3], "/") + "/"
+		below, inside := strings.CutPrefix(group+"/", root)
+		if inside && !strings.Contains("/"+below, "/../") {
+			return strings.Trim(place[4], "/"), path.Clean(strings.Trim(below, "/"))
 		}
-		return strings.Trim(place[4], "/"), path.Join(".", below)
+		if mount == "" {
+			// A container may see its own group mounted as if it were the root.
+			mount = strings.Trim(place[4], "/")
+		}
 	}
-	return "", ""
+	return mount, "."
 }
 
 // cpuMax reads version 2's cpu.max: quota and period in microseconds, "max" for no quota.

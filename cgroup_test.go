@@ -49,6 +49,19 @@ func TestReadLimits(t *testing.T) {
 			"proc/self/cgroup": "0::/../../elsewhere\n", "proc/self/mountinfo": mountV2,
 			v2 + "cpu.max": "25000 100000\n",
 		}, "0.25 -"},
+		"version 2, a group whose name begins like the mount's": {map[string]string{
+			"proc/self/cgroup": "0::/ab\n", "proc/self/mountinfo": strings.Replace(mountV2, " / /sys", " /a /sys", 1),
+			v2 + "b/memory.max": "5\n", v2 + "memory.max": "7\n",
+		}, "- 7"},
+		"version 2, dots in a name": {map[string]string{
+			"proc/self/cgroup": "0::/a..b\n", "proc/self/mountinfo": mountV2, v2 + "a..b/memory.max": "5\n",
+		}, "- 5"},
+		"version 2, the second of two mounts": {map[string]string{
+			"proc/self/cgroup":    "0::/app\n",
+			"proc/self/mountinfo": strings.Replace(mountV2, " / /sys/fs/cgroup ", " /other /mnt ", 1) + mountV2,
+			v2 + "app/memory.max": "5\n",
+			"mnt/app/memory.max":  "3\n",
+		}, "- 5"},
 		"version 2, garbage": {map[string]string{
 			"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": mountV2,
 			v2 + "cpu.max": "lots of it\n", v2 + "memory.max": "-5\n",

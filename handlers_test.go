@@ -370,10 +370,12 @@ func TestAwkwardHeaders(t *testing.T) {
 		{"", ""},
 		{`say "hi" \ back`, `say "hi" \ back`},
 		{"<script>&amp;</script>", "<script>&amp;</script>"},
-		{"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd\ufffd"},
+		{"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd"},
 		{"naïve ☕ \u2028", "naïve ☕ \u2028"},
 		{"tab\there", "tab\there"},
 		{long, long},
+		{long + "cut", long},
+		{long[1:] + "é", long[1:] + "\ufffd"},
 	} {
 		headers := "User-Agent: " + test.sent + "\r\n"
 		if got := info(t, s.address, headers).Request.UserAgent; got != test.want {

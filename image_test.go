@@ -303,7 +303,9 @@ func TestImageTellsItsLimits(t *testing.T) {
 // In 32 MiB and half a CPU, 5,000 connections at once neither kill the process nor hide /health.
 func TestImageAnswersWithin1sIn32MiBDuring5000Connections(t *testing.T) {
 	wait := func(conn *net.TCPConn) { conn.Read(make([]byte, 1)) } // silent until closed
-	for attack, with := range map[string]func(*net.TCPConn){"idle": wait, "slow headers": trickle, "never read": hoard} {
+	for attack, with := range map[string]func(*net.TCPConn){
+		"idle": wait, "slow headers": trickle, "never read": hoard, "large headers, never read": shout,
+	} {
 		t.Run(attack, func(t *testing.T) {
 			name, _ := published(t, "--cpus=0.5", "--memory=32m", "--memory-swap=32m")
 			address := must(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", name) + ":5002"

@@ -198,6 +198,10 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
 	if n > 0 {
 		c.mu.Lock()
+		if c.state == idle && n < 4 {
+			// net/http waits for four bytes of the next request under its idle timeout.
+			c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
+		}
 		if c.state == fresh || c.state == idle {
 			c.state = receiving
 		}

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -138,6 +139,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
 
+	signal.Ignore(syscall.SIGPIPE) // whoever read the log may go; the service stays
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -149,6 +151,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	root := os.DirFS("/")
 	limits := readLimits(root)
+	if limits.memory != nil && getenv("GOMEMLIMIT") == "" {
+		// Go sees the machine's memory, not the container's, and would let garbage grow into its end.
+		debug.SetMemoryLimit(*limits.memory / 4 * 3)
+	}
 	if !cfg.maxProcsSet {
 		// Go sees the machine's CPUs, not the container's: with more threads running than the limit
 		// pays for, the kernel stops them all for the rest of each period.
@@ -203,10 +209,9 @@ func (c config) network() string {
 func readConfig(getenv func(string) string) (config, error) {
 	cfg := config{host: getenv("HOST"), port: defaultPort, timezone: getenv("TZ")}
 
-	if strings.ContainsAny(cfg.host, ":[]/ ") {
-		if _, err := netip.ParseAddr(cfg.host); err != nil {
-			return config{}, fmt.Errorf("HOST %q: must be an IP address (no brackets, no port) or a host name", cfg.host)
-		}
+	const nameChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
+	if _, err := netip.ParseAddr(cfg.host); err != nil && strings.Trim(cfg.host, nameChars) != "" {
+		return config{}, fmt.Errorf("HOST %q: must be an IP address (no brackets, no port) or a host name", cfg.host)
 	}
 	if value := getenv("PORT"); value != "" {
 		port, err := strconv.ParseUint(value, 10, 16)
@@ -295,16 +300,25 @@ func serve(ctx context.Context, signals <-chan os.Signal, listener *net.TCPListe
 	case <-ctx.Done():
 	}
 
-	log.Info("draining", "reason", reason, "delay", cfg.shutdownDelay.String())
-	svc.draining.Store(true)
+	// A log that nobody reads must not hold up the stop: no line is waited for longer than a second.
+	say := func(level slog.Level, message string, args ...any) {
+		said := make(chan struct{})
+		go func() { log.Log(ctx, level, message, args...); close(said) }()
+		select {
+		case <-said:
+		case <-time.After(time.Second):
+		}
+	}
 	end := func(why string) int {
 		if requests := limiter.inFlight(); requests > 0 {
-			log.Error("stopped, with requests cut", "reason", why, "requests_cut", requests)
+			say(slog.LevelError, "stopped, with requests cut", "reason", why, "requests_cut", requests)
 			return exitFailure
 		}
-		log.Info("stopped", "reason", why)
+		say(slog.LevelInfo, "stopped", "reason", why)
 		return exitOK
 	}
+	svc.draining.Store(true)
+	say(slog.LevelInfo, "draining", "reason", reason, "delay", cfg.shutdownDelay.String())
 	select {
 	case <-time.After(cfg.shutdownDelay):
 	case sig := <-signals:
@@ -312,7 +326,7 @@ func serve(ctx context.Context, signals <-chan os.Signal, listener *net.TCPListe
 	}
 
 	// Not Server.Shutdown: in newer Go it drops a request whose header is still coming in.
-	log.Info("stopping", "timeout", cfg.shutdownTimeout.String())
+	say(slog.LevelInfo, "stopping", "timeout", cfg.shutdownTimeout.String())
 	limiter.Close()
 	timeout := time.After(cfg.shutdownTimeout)
 	for accepting := true; accepting || limiter.inFlight() > 0; {

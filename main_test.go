@@ -132,6 +132,7 @@ func TestBadEnvironmentStopsTheStart(t *testing.T) {
 		"SHUTDOWN_TIMEOUT=soon": `SHUTDOWN_TIMEOUT "soon": must be a duration of 0s or more, such as 500ms or 3s`,
 		"HOST=[::1]":            `HOST "[::1]": must be an IP address (no brackets, no port) or a host name`,
 		"HOST=localhost:80":     `HOST "localhost:80": must be an IP address (no brackets, no port) or a host name`,
+		"HOST=a\nb":             `HOST "a\nb": must be an IP address (no brackets, no port) or a host name`,
 		"HOST=http://localhost": `HOST "http://localhost": must be an IP address (no brackets, no port) or a host name`,
 	} {
 		p := command(t, []string{setting})
@@ -472,6 +473,62 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	line := lines(t, p.stdout, "stopped, with requests cut", 1)[0]
 	if line["level"] != "ERROR" || line["requests_cut"] != 1.0 || line["reason"] != "a second signal: interrupt" {
 		t.Errorf("logged %v", line)
+	}
+}
+
+// Whoever reads the log may stop reading, or go.
+func TestLogThatNobodyReads(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		reader, writer, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, port := occupied(t)
+		p := command(t, []string{"HOST=127.0.0.2", "PORT=" + port, "SHUTDOWN_DELAY=100ms"})
+		p.Cmd.Stdout = writer
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { p.Process.Kill(); p.Wait() }()
+		writer.Close()
+		address := net.JoinHostPort("127.0.0.2", port)
+		waitFor(t, address, func() bool { return !refused(address) })
+		if gone {
+			reader.Close()
+		}
+		long := "User-Agent: " + strings.Repeat("x", maxEcho) + "\r\n"
+		for i := 0; i < 20; i++ { // 64 KiB are what a pipe holds
+			conn := dial(t, address)
+			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: localhost\r\n%s\r\n", long)
+			if gone {
+				receive(t, bufio.NewReader(conn), "GET")
+			}
+		}
+		if response, _ := get(t, address, "GET", "/health", ""); response.StatusCode != 200 {
+			t.Errorf("reader gone %v: /health answers %d", gone, response.StatusCode)
+		}
+		p.Process.Signal(syscall.SIGTERM)
+		waitFor(t, "the drain or the end", func() bool {
+			return refused(address) || strings.Contains(fmt.Sprint(p.ProcessState), "exit")
+		})
+		p.Process.Signal(os.Interrupt)
+		p.wait(t)
+		if p.ProcessState.ExitCode() < 0 {
+			t.Errorf("reader gone %v: %v, want an exit", gone, p.ProcessState)
+		}
+		reader.Close()
+	}
+}
+
+func TestStrayBytesDoNotHoldUpTheStop(t *testing.T) {
+	p, address := launch(t, "SHUTDOWN_DELAY=500ms")
+	conn := dial(t, address)
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	receive(t, bufio.NewReader(conn), "GET")
+	io.WriteString(conn, "\r\n")
+	p.Process.Signal(syscall.SIGTERM)
+	if code := p.wait(t); code != 0 { // after readHeaderTimeout, before the timeout
+		t.Errorf("exit %d, want 0; log:\n%s", code, p.stdout)
 	}
 }
 
