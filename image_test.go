@@ -300,6 +300,13 @@ func TestImageTellsItsLimits(t *testing.T) {
 	}
 }
 
+// shout asks once, with a header as large and as dear to encode as it may be, and reads nothing.
+func shout(conn *net.TCPConn) {
+	conn.SetReadBuffer(1)
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %s\r\n\r\n", strings.Repeat("\"\x80", 7500))
+	time.Sleep(5 * time.Second)
+}
+
 // In 32 MiB and half a CPU, 5,000 connections at once neither kill the process nor hide /health.
 func TestImageAnswersWithin1sIn32MiBDuring5000Connections(t *testing.T) {
 	wait := func(conn *net.TCPConn) { conn.Read(make([]byte, 1)) } // silent until closed

@@ -131,13 +131,6 @@ func hoard(conn *net.TCPConn) {
 	}
 }
 
-// shout asks once, with a header as large and as dear to encode as it may be, and reads nothing.
-func shout(conn *net.TCPConn) {
-	conn.SetReadBuffer(1)
-	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %s\r\n\r\n", strings.Repeat("\"\x80", 7500))
-	time.Sleep(5 * time.Second)
-}
-
 func TestHealthAnswersWithin1sDuring2000SlowHeaders(t *testing.T) {
 	p, address := launch(t)
 	before := rssAnon(t, p.Process.Pid)

@@ -32,8 +32,9 @@ die() {
 cleanup() {
 	trap - EXIT HUP INT TERM
 	for job in $jobs; do kill "$job" 2>/dev/null; done
-	"$DOCKER" rm -f "$name-single" "$name-multi" >/dev/null 2>&1
-	"$DOCKER" rmi -f "$name:latest" "$name:measured" >/dev/null 2>&1
+	# One by one: podman removes none of several when one is not there.
+	for kind in single multi; do "$DOCKER" rm -f "$name-$kind" >/dev/null 2>&1; done
+	for tag in latest measured; do "$DOCKER" rmi -f "$name:$tag" >/dev/null 2>&1; done
 	[ -z "$work" ] || rm -rf "$work"
 }
 
