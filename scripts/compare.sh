@@ -306,7 +306,7 @@ engine=$("$DOCKER" version --format '{{.Server.Version}}' 2>/dev/null || "$DOCKE
 processor=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
 processor=${processor:-$(sysctl -n machdep.cpu.brand_string 2>/dev/null || uname -m)}
 measured="$(date -u +%Y-%m-%d), engine $DOCKER $engine, $(getconf _NPROCESSORS_ONLN) x $processor"
-go_version=$("$DOCKER" run --rm "$multi" "$binary" -version)
+go_version=$("$DOCKER" run --rm "$multi" "$binary" -version | sed 's/(\([0-9a-f]\{12\}\)[0-9a-f]*/(\1/')
 bar=
 if [ -t 1 ]; then
 	bar='#'
