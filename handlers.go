@@ -24,10 +24,13 @@ const (
 
 	allowedMethods = "GET, HEAD"
 
-	// maxEcho bounds, in bytes, what an answer or a log line repeats of a request: the largest
+	// maxEcho bounds, in bytes, what an answer repeats of a request: the largest
 	// header that common clients send, and little enough for the kernel to take the answer at once,
 	// so that no memory is held for a peer that does not read it.
 	maxEcho = 8 << 10
+
+	// maxLogged is the same for a field of a log line.
+	maxLogged = 1 << 10
 
 	// RFC 3339 with milliseconds.
 	timeLayout = "2006-01-02T15:04:05.000Z07:00"
@@ -162,7 +165,7 @@ func (s *service) info(r *http.Request) (int, []byte) {
 			Timezone:      timezone,
 		},
 		// HEAD must have GET's Content-Length (RFC 9110, section 8.6), so it is answered as GET.
-		Request: requestInfo{clientIP(r), echo(r.UserAgent()), http.MethodGet, echo(r.URL.Path)},
+		Request: requestInfo{clientIP(r), echo(r.UserAgent(), maxEcho), http.MethodGet, echo(r.URL.Path, maxEcho)},
 	}.encode()
 	return http.StatusOK, bytes.Join([][]byte{s.before, varying, s.after}, nil)
 }
@@ -213,7 +216,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *service) answer(r *http.Request) (status int, body []byte) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.log.Error("panic", "error", fmt.Sprint(v), "method", echo(r.Method), "path", echo(r.URL.Path), "stack", string(debug.Stack()))
+			s.log.Error("panic", "error", fmt.Sprint(v), "method", echo(r.Method, maxLogged), "path", echo(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
 			status, body = s.failure(r, http.StatusInternalServerError, "The service failed to answer; its log says why.")
 		}
 	}()
@@ -226,7 +229,7 @@ func (s *service) answer(r *http.Request) (status int, body []byte) {
 			continue
 		}
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			return s.failure(r, http.StatusMethodNotAllowed, echo(r.Method)+" is not allowed here; use GET or HEAD.")
+			return s.failure(r, http.StatusMethodNotAllowed, echo(r.Method, maxEcho)+" is not allowed here; use GET or HEAD.")
 		}
 		return route.answer(r)
 	}
@@ -235,7 +238,7 @@ func (s *service) answer(r *http.Request) (status int, body []byte) {
 
 // failure returns status and the error that says so.
 func (s *service) failure(r *http.Request, status int, message string) (int, []byte) {
-	return status, encode(errorResponse{http.StatusText(status), message, echo(r.URL.Path)})
+	return status, encode(errorResponse{http.StatusText(status), message, echo(r.URL.Path, maxEcho)})
 }
 
 // encode returns v as one line of JSON. Angle brackets stay as they are: six bytes for one would let
@@ -250,10 +253,10 @@ func encode(v any) []byte {
 	return line.Bytes()
 }
 
-// echo returns s as it may be repeated: no more than maxEcho bytes of it, and each run of bytes that
-// are not UTF-8 as one U+FFFD.
-func echo(s string) string {
-	return strings.ToValidUTF8(s[:min(len(s), maxEcho)], "\ufffd")
+// echo returns s as it may be repeated: no more than most bytes of it, and each run of bytes that are
+// not UTF-8 as one U+FFFD.
+func echo(s string, most int) string {
+	return strings.ToValidUTF8(s[:min(len(s), most)], "\ufffd")
 }
 
 // logRequest writes the request's line: DEBUG for a health check that succeeded, ERROR for a 5xx,
@@ -272,13 +275,13 @@ func (s *service) logRequest(r *http.Request, status, bytes int, took time.Durat
 	// Not LogAttrs, which would walk the stack for a source line that is not logged.
 	record := slog.NewRecord(time.Now(), level, "request", 0)
 	record.AddAttrs(
-		slog.String("method", echo(r.Method)),
-		slog.String("path", echo(r.URL.Path)),
+		slog.String("method", echo(r.Method, maxLogged)),
+		slog.String("path", echo(r.URL.Path, maxLogged)),
 		slog.Int("status", status),
 		slog.Int("bytes", bytes),
 		slog.Float64("duration_ms", float64(took.Microseconds())/1000),
 		slog.String("client_ip", clientIP(r)),
-		slog.String("user_agent", echo(r.UserAgent())),
+		slog.String("user_agent", echo(r.UserAgent(), maxLogged)),
 	)
 	s.log.Handler().Handle(r.Context(), record)
 }

@@ -497,7 +497,7 @@ func TestLogThatNobodyReads(t *testing.T) {
 			reader.Close()
 		}
 		long := "User-Agent: " + strings.Repeat("x", maxEcho) + "\r\n"
-		for i := 0; i < 20; i++ { // 64 KiB are what a pipe holds
+		for i := 0; i < 100; i++ { // 64 KiB are what a pipe holds
 			conn := dial(t, address)
 			fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: localhost\r\n%s\r\n", long)
 			if gone {
