@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -104,9 +106,25 @@ type errorResponse struct {
 	Path    string `json:"path"`
 }
 
+// requestLine is what the log says of a request, in log/slog's form. It is encoded like an answer: with
+// slog itself, / serves about a tenth fewer requests.
+type requestLine struct {
+	Time       string  `json:"time"`
+	Level      string  `json:"level"`
+	Message    string  `json:"msg"`
+	Method     string  `json:"method"`
+	Path       string  `json:"path"`
+	Status     int     `json:"status"`
+	Bytes      int     `json:"bytes"` // of the body
+	DurationMS float64 `json:"duration_ms"`
+	ClientIP   string  `json:"client_ip"`
+	UserAgent  string  `json:"user_agent"`
+}
+
 // service is the handler of every request.
 type service struct {
 	log      *slog.Logger
+	out      io.Writer // where log writes
 	now      func() time.Time
 	start    time.Time
 	location *time.Location
@@ -115,41 +133,46 @@ type service struct {
 	before   []byte      // what an infoResponse has before its varyingInfo
 	after    []byte      // and after it
 	draining atomic.Bool // set once, when the stop begins
+	lines    sync.Pool   // of *line
+}
+
+// line is one line of JSON. Lines are used again: they would be most of the handlers' garbage.
+type line struct {
+	bytes.Buffer
+	encoder *json.Encoder
 }
 
 // route is one endpoint. It answers GET and, without the body, HEAD.
 type route struct {
 	path        string
 	description string
-	answer      func(*http.Request) (status int, body []byte)
+	answer      func(r *http.Request, body *line) (status int)
 }
 
-// newService returns the service, started now. Times are shown in location, under the name timezone
-// or, where that is empty, the zone's abbreviation.
-func newService(log *slog.Logger, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
-	s := &service{log: log, now: now, start: now(), location: location, timezone: timezone}
+// newService returns the service, started now. log writes to out, which has to take each write as a
+// whole, also of several goroutines at once, as a file does. Times are shown in location, under the
+// name timezone or, where that is empty, the zone's abbreviation.
+func newService(log *slog.Logger, out io.Writer, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
+	s := &service{log: log, out: out, now: now, start: now(), location: location, timezone: timezone}
 	s.routes = []route{
 		{"/", "Service information", s.info},
 		{"/health", "Health check", s.health},
 	}
-	whole := infoResponse{
+	constant := infoResponse{
 		Service: serviceInfo{serviceName, version, serviceDescription, serviceFramework},
 		System:  system,
 	}
 	for _, route := range s.routes {
-		whole.Endpoints = append(whole.Endpoints, endpoint{route.path, http.MethodGet, route.description})
+		constant.Endpoints = append(constant.Endpoints, endpoint{route.path, http.MethodGet, route.description})
 	}
-	s.before, s.after, _ = bytes.Cut(encode(whole), whole.varyingInfo.encode())
+	whole, varying := s.newLine(), s.newLine()
+	whole.encode(constant)
+	varying.encodeMembers(constant.varyingInfo)
+	s.before, s.after, _ = bytes.Cut(whole.Bytes(), varying.Bytes())
 	return s
 }
 
-// encode returns the members of v as JSON, without the braces around them.
-func (v varyingInfo) encode() []byte {
-	object := encode(v)
-	return object[len("{") : len(object)-len("}\n")]
-}
-
-func (s *service) info(r *http.Request) (int, []byte) {
+func (s *service) info(r *http.Request, body *line) int {
 	now := s.now()
 	local := now.In(s.location)
 	timezone := s.timezone
@@ -157,7 +180,8 @@ func (s *service) info(r *http.Request) (int, []byte) {
 		timezone, _ = local.Zone()
 	}
 	uptime := now.Sub(s.start)
-	varying := varyingInfo{
+	body.Write(s.before)
+	body.encodeMembers(varyingInfo{
 		Runtime: runtimeInfo{
 			UptimeSeconds: int64(uptime / time.Second),
 			UptimeHuman:   humanDuration(uptime),
@@ -166,58 +190,65 @@ func (s *service) info(r *http.Request) (int, []byte) {
 		},
 		// HEAD must have GET's Content-Length (RFC 9110, section 8.6), so it is answered as GET.
 		Request: requestInfo{clientIP(r), echo(r.UserAgent(), maxEcho), http.MethodGet, echo(r.URL.Path, maxEcho)},
-	}.encode()
-	return http.StatusOK, bytes.Join([][]byte{s.before, varying, s.after}, nil)
+	})
+	body.Write(s.after)
+	return http.StatusOK
 }
 
-func (s *service) health(*http.Request) (int, []byte) {
+func (s *service) health(_ *http.Request, body *line) int {
 	now := s.now()
 	status, word := http.StatusOK, "healthy"
 	if s.draining.Load() {
 		status, word = http.StatusServiceUnavailable, "draining"
 	}
-	return status, encode(healthResponse{
+	body.encode(healthResponse{
 		Status:        word,
 		Timestamp:     now.UTC().Format(timeLayout),
 		UptimeSeconds: int64(now.Sub(s.start) / time.Second),
 	})
+	return status
 }
 
 // ServeHTTP answers a request and logs it. Every answer is written here.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := time.Now()
-	status, body := s.answer(r)
+	body := s.newLine()
+	defer s.lines.Put(body)
+	status := s.answer(r, body)
 
 	// Assigned, not Set: the names are canonical already, and looking at that costs as much as the
 	// rest of /health.
 	header := w.Header()
 	header["Content-Type"] = []string{"application/json"} // no charset: RFC 8259, section 11
-	header["Content-Length"] = []string{strconv.Itoa(len(body))}
 	header["Cache-Control"] = []string{"no-store"}
 	header["X-Content-Type-Options"] = []string{"nosniff"}
 	if status == http.StatusMethodNotAllowed {
 		header["Allow"] = []string{allowedMethods}
 	}
-	if s.draining.Load() || r.ContentLength != 0 {
-		// Nobody reads the body. To keep the connection, net/http would read up to 256 KB of it
-		// before it sends the answer, and wait up to readTimeout for them.
+	unread := r.ContentLength != 0 // a body, which nobody reads
+	if unread || s.draining.Load() {
+		// To keep the connection, net/http would read up to 256 KB of the body before it sends the
+		// answer, and wait up to readTimeout for them.
 		header["Connection"] = []string{"close"}
 	}
-	w.WriteHeader(status)
-	var written int
-	if r.Method != http.MethodHead {
-		written, _ = w.Write(body) // a peer that has gone is no event of its own
+	if unread || body.Len() > 1<<10 { // else net/http adds it, at less cost
+		header["Content-Length"] = []string{strconv.Itoa(body.Len())}
 	}
-	s.logRequest(r, status, written, time.Since(received))
+	w.WriteHeader(status)
+	written, _ := w.Write(body.Bytes()) // a peer that has gone is no event of its own
+	if r.Method == http.MethodHead {
+		written = 0 // net/http has taken the length of the body and no more
+	}
+	s.logRequest(r, status, written, received)
 }
 
-// answer finds the route and returns its status and body. A panic on the way is logged and becomes
-// a 500.
-func (s *service) answer(r *http.Request) (status int, body []byte) {
+// answer finds the route, writes its answer to body and returns the status. A panic on the way is
+// logged and becomes a 500.
+func (s *service) answer(r *http.Request, body *line) (status int) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.log.Error("panic", "error", fmt.Sprint(v), "method", echo(r.Method, maxLogged), "path", echo(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
-			status, body = s.failure(r, http.StatusInternalServerError, "The service failed to answer; its log says why.")
+			status = failure(r, body, http.StatusInternalServerError, "The service failed to answer; its log says why.")
 		}
 	}()
 	if r.URL.Path == "" && r.Method != http.MethodConnect {
@@ -229,28 +260,47 @@ func (s *service) answer(r *http.Request) (status int, body []byte) {
 			continue
 		}
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			return s.failure(r, http.StatusMethodNotAllowed, echo(r.Method, maxEcho)+" is not allowed here; use GET or HEAD.")
+			return failure(r, body, http.StatusMethodNotAllowed, echo(r.Method, maxEcho)+" is not allowed here; use GET or HEAD.")
 		}
-		return route.answer(r)
+		return route.answer(r, body)
 	}
-	return s.failure(r, http.StatusNotFound, "No such path; GET / lists the endpoints.")
+	return failure(r, body, http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
 
-// failure returns status and the error that says so.
-func (s *service) failure(r *http.Request, status int, message string) (int, []byte) {
-	return status, encode(errorResponse{http.StatusText(status), message, echo(r.URL.Path, maxEcho)})
+// failure makes body the error that says status, and returns status.
+func failure(r *http.Request, body *line, status int, message string) int {
+	body.Reset()
+	body.encode(errorResponse{http.StatusText(status), message, echo(r.URL.Path, maxEcho)})
+	return status
 }
 
-// encode returns v as one line of JSON. Angle brackets stay as they are: six bytes for one would let
-// a request make an answer of many times its size.
-func encode(v any) []byte {
-	var line bytes.Buffer
-	encoder := json.NewEncoder(&line)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(v); err != nil {
-		panic(err) // none of the response types above can do this
+// newLine returns an empty line, to be put back into s.lines.
+func (s *service) newLine() *line {
+	if l, ok := s.lines.Get().(*line); ok {
+		l.Reset()
+		return l
 	}
-	return line.Bytes()
+	l := &line{}
+	l.encoder = json.NewEncoder(&l.Buffer)
+	// Angle brackets stay as they are: six bytes for one would let a request make an answer of many
+	// times its size.
+	l.encoder.SetEscapeHTML(false)
+	return l
+}
+
+// encode appends v as JSON, and a newline.
+func (l *line) encode(v any) {
+	if err := l.encoder.Encode(v); err != nil {
+		panic(err) // none of the types above can do this
+	}
+}
+
+// encodeMembers appends the members of the object v, with a comma before instead of braces around.
+func (l *line) encodeMembers(v any) {
+	start := l.Len()
+	l.encode(v)
+	l.Bytes()[start] = ','
+	l.Truncate(l.Len() - len("}\n"))
 }
 
 // echo returns s as it may be repeated: no more than most bytes of it, and each run of bytes that are
@@ -261,7 +311,7 @@ func echo(s string, most int) string {
 
 // logRequest writes the request's line: DEBUG for a health check that succeeded, ERROR for a 5xx,
 // INFO otherwise.
-func (s *service) logRequest(r *http.Request, status, bytes int, took time.Duration) {
+func (s *service) logRequest(r *http.Request, status, bytes int, received time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case status >= 500:
@@ -272,18 +322,22 @@ func (s *service) logRequest(r *http.Request, status, bytes int, took time.Durat
 	if !s.log.Enabled(r.Context(), level) {
 		return
 	}
-	// Not LogAttrs, which would walk the stack for a source line that is not logged.
-	record := slog.NewRecord(time.Now(), level, "request", 0)
-	record.AddAttrs(
-		slog.String("method", echo(r.Method, maxLogged)),
-		slog.String("path", echo(r.URL.Path, maxLogged)),
-		slog.Int("status", status),
-		slog.Int("bytes", bytes),
-		slog.Float64("duration_ms", float64(took.Microseconds())/1000),
-		slog.String("client_ip", clientIP(r)),
-		slog.String("user_agent", echo(r.UserAgent(), maxLogged)),
-	)
-	s.log.Handler().Handle(r.Context(), record)
+	took := time.Since(received)
+	line := s.newLine()
+	defer s.lines.Put(line)
+	line.encode(requestLine{
+		Time:       received.Add(took).Format(time.RFC3339Nano),
+		Level:      level.String(),
+		Message:    "request",
+		Method:     echo(r.Method, maxLogged),
+		Path:       echo(r.URL.Path, maxLogged),
+		Status:     status,
+		Bytes:      bytes,
+		DurationMS: float64(took.Microseconds()) / 1000,
+		ClientIP:   clientIP(r),
+		UserAgent:  echo(r.UserAgent(), maxLogged),
+	})
+	s.out.Write(line.Bytes())
 }
 
 // clientIP is the address of the connection's peer, without port, brackets or interface; an

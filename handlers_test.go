@@ -99,7 +99,7 @@ func start(t testing.TB, timezone string) *running {
 		return started.Add(time.Duration(s.uptime.Load())).In(time.FixedZone("test", 3600))
 	}
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	service := newService(log, clock, location, timezone, readSystem(os.DirFS("/"), limits{}))
+	service := newService(log, s.log, clock, location, timezone, readSystem(os.DirFS("/"), limits{}))
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan int)
 	go func() {
@@ -194,6 +194,7 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/./health", 404, notFound("/./health")},
 		{"GET", "/x/../health", 404, notFound("/x/../health")},
 		{"GET", "/Health", 404, notFound("/Health")},
+		{"GET", "/%3Cb%3E&", 404, notFound("/<b>&")}, // not escaped: that would be six bytes for one
 		{"GET", "/%ff", 404, anything},
 		{"POST", "/nope", 404, notFound("/nope")},
 		{"HEAD", "/nope", 404, anything},
@@ -251,7 +252,10 @@ func TestPathsAndMethods(t *testing.T) {
 
 func TestHeadAnswersAsGet(t *testing.T) {
 	s := start(t, "UTC")
-	for _, path := range []string{"/", "/health", "/nope"} {
+	for _, test := range []struct {
+		path  string
+		agent int // length of User-Agent: short and long answers get their Content-Length in different places
+	}{{"/", 1}, {"/", 300}, {"/", 1200}, {"/", 4000}, {"/", 8000}, {"/health", 1}, {"/nope", 1}, {"/" + strings.Repeat("x", 5000), 1}} {
 		// The same connection serves both, so a body after HEAD would show.
 		conn, err := net.Dial("tcp", s.address)
 		if err != nil {
@@ -262,13 +266,16 @@ func TestHeadAnswersAsGet(t *testing.T) {
 		reader := bufio.NewReader(conn)
 		var headers [2]http.Header
 		for i, method := range []string{"HEAD", "GET"} {
-			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\n\r\n", method, path)
-			response, _ := receive(t, reader, method)
+			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %s\r\n\r\n", method, test.path, strings.Repeat("a", test.agent))
+			response, body := receive(t, reader, method)
+			if got := response.Header.Get("Content-Length"); method == "GET" && got != strconv.Itoa(len(body)) {
+				t.Errorf("%.9s, agent of %d: Content-Length %q for %d bytes", test.path, test.agent, got, len(body))
+			}
 			response.Header.Del("Date")
 			headers[i] = response.Header
 		}
 		if !reflect.DeepEqual(headers[0], headers[1]) {
-			t.Errorf("%s: HEAD answers %v, GET %v", path, headers[0], headers[1])
+			t.Errorf("%.9s, agent of %d: HEAD answers %v, GET %v", test.path, test.agent, headers[0], headers[1])
 		}
 	}
 }
@@ -451,7 +458,7 @@ func TestUptime(t *testing.T) {
 }
 
 func TestClientIP(t *testing.T) {
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), time.Now, time.UTC, "UTC", systemInfo{})
+	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", systemInfo{})
 	for peer, want := range map[string]string{
 		"192.0.2.7:1234":            "192.0.2.7",
 		"[2001:db8::1]:1234":        "2001:db8::1",
@@ -486,9 +493,12 @@ func TestRequestLog(t *testing.T) {
 	for i, request := range sent {
 		_, body := get(t, s.address, request.method, request.target, "User-Agent: test/1 \"\xff\r\n")
 		line := lines(t, s.log, "request", i+1)[i]
-		duration, _ := line["duration_ms"].(float64)
-		if duration < 0 || duration > 60_000 {
+		if duration, isNumber := line["duration_ms"].(float64); !isNumber || duration < 0 || duration > 60_000 {
 			t.Errorf("duration_ms is %v", line["duration_ms"])
+		}
+		logged, err := time.Parse(time.RFC3339Nano, fmt.Sprint(line["time"]))
+		if age := time.Since(logged); err != nil || age < 0 || age > time.Minute {
+			t.Errorf("time is %v (%v)", line["time"], err)
 		}
 		path, _, _ := strings.Cut(request.target, "?")
 		for key, want := range map[string]any{
@@ -537,7 +547,7 @@ func FuzzHandler(f *testing.F) {
 	f.Add("POST", "/%ff/%00", strings.Repeat("é", 5000), "[fe80::1%eth0]:1")
 	f.Add("OPTIONS", "*", "", "@")
 	f.Add("CONNECT", "host:1", "\t", "")
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), time.Now, time.UTC, "UTC", readSystem(fstest.MapFS{}, limits{}))
+	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", readSystem(fstest.MapFS{}, limits{}))
 	token := regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 	f.Fuzz(func(t *testing.T, method, target, userAgent, peer string) {
 		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(
@@ -569,7 +579,7 @@ func (d discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // BenchmarkHandler is one request through the whole handler, its log line included.
 func BenchmarkHandler(b *testing.B) {
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), time.Now, time.UTC, "UTC", readSystem(os.DirFS("/"), limits{}))
+	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", readSystem(os.DirFS("/"), limits{}))
 	for _, path := range []string{"/", "/health"} {
 		b.Run("path="+path, func(b *testing.B) {
 			request := httptest.NewRequest("GET", path, nil)

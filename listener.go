@@ -49,8 +49,8 @@ type connState int
 const (
 	fresh     connState = iota // nothing received yet
 	receiving                  // a part of a request
-	answering                  // in the handler
-	answered                   // the answer is with the kernel; a body may still be read and dropped
+	answering                  // in the handler, or the answer not yet with the kernel
+	answered                   // a body is still being read and dropped
 	idle                       // between requests
 )
 
@@ -94,8 +94,12 @@ func (l *limiter) attach(server *http.Server) {
 	}
 	server.ConnState = func(c net.Conn, state http.ConnState) {
 		switch state {
-		case http.StateIdle:
+		case http.StateIdle: // the answer is with the kernel
 			c.(*limitedConn).set(idle)
+			if len(l.slots) > cap(l.slots)/4 {
+				// A peer that asks on and on must not keep the processor from the others.
+				runtime.Gosched()
+			}
 		case http.StateClosed:
 			l.release(c.(*limitedConn))
 		}
@@ -232,23 +236,21 @@ func (c *limitedConn) set(state connState) {
 
 type connKey struct{}
 
-// answer marks the connection while next answers on it, until the kernel has the answer. When places
-// get scarce, it sees to it that nobody keeps one, or the processor, by asking on and on: with more
-// than three quarters taken, an answer is its connection's last, and with more than a quarter taken,
-// the other connections have their turn before the next request on this one.
+// answer marks the connection as answering; it is until net/http has written the answer. When places
+// get scarce, it sees to it that nobody keeps one by asking on and on: with more than three quarters
+// taken, an answer is its connection's last.
 func (l *limiter) answer(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := r.Context().Value(connKey{}).(*limitedConn)
 		c.set(answering)
-		taken := len(l.slots)
-		if taken > cap(l.slots)*3/4 {
+		if len(l.slots) > cap(l.slots)*3/4 {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)
-		http.NewResponseController(w).Flush()
-		c.set(answered)
-		if taken > cap(l.slots)/4 {
-			runtime.Gosched()
+		if r.ContentLength != 0 {
+			// Now net/http would read the rest of the body, and only then call the connection idle.
+			http.NewResponseController(w).Flush()
+			c.set(answered)
 		}
 	})
 }

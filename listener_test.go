@@ -285,8 +285,9 @@ func TestAnswerDoesNotWaitForTheBody(t *testing.T) {
 	_, address := launch(t)
 	for _, header := range []string{"Content-Length: 10", "Transfer-Encoding: chunked", "Content-Length: 10\r\nExpect: 100-continue"} {
 		response, _ := get(t, address, "GET", "/health", header+"\r\n")
-		if response.StatusCode != 200 || !response.Close {
-			t.Errorf("%s: %d, close %v, want 200 and Connection: close", header, response.StatusCode, response.Close)
+		if response.StatusCode != 200 || !response.Close || response.ContentLength <= 0 {
+			t.Errorf("%s: %d, close %v, %d bytes announced; want 200, Connection: close and a Content-Length",
+				header, response.StatusCode, response.Close, response.ContentLength)
 		}
 	}
 }

@@ -92,7 +92,7 @@ func main() {
 }
 
 // run is the whole program. It returns the exit code, and returns when it is told to stop: by
-// SIGINT, SIGTERM or the end of ctx.
+// SIGINT, SIGTERM or the end of ctx. Several goroutines write to stdout at once.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet(serviceName, flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // run itself says where help and errors go
@@ -160,7 +160,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		// pays for, the kernel stops them all for the rest of each period.
 		runtime.GOMAXPROCS(limits.maxProcs(runtime.GOMAXPROCS(0)))
 	}
-	svc := newService(log, time.Now, cfg.location, cfg.timezone, readSystem(root, limits))
+	svc := newService(log, stdout, time.Now, cfg.location, cfg.timezone, readSystem(root, limits))
 	return serve(ctx, signals, listener.(*net.TCPListener), svc, cfg, log)
 }
 

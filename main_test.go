@@ -543,6 +543,18 @@ func TestNoTimeoutNeededWhenIdle(t *testing.T) {
 	}
 }
 
+func TestUnreadBodyDoesNotHoldUpTheStop(t *testing.T) {
+	p, address := launch(t, "SHUTDOWN_TIMEOUT=0s")
+	conn := dial(t, address)
+	io.WriteString(conn, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
+	receive(t, bufio.NewReader(conn), "POST")
+	time.Sleep(freshFor) // for the service to note that it has answered; it goes on reading for 10 s
+	p.Process.Signal(syscall.SIGTERM)
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit %d, want 0; log:\n%s", code, p.stdout)
+	}
+}
+
 func TestHealthcheck(t *testing.T) {
 	for _, host := range []string{"", "127.0.0.1", "::1", "localhost", "0.0.0.0", "::"} {
 		p := command(t, []string{"HOST=" + host, "PORT=0"})
