@@ -25,7 +25,7 @@ func TestBench(t *testing.T) {
 	const (
 		rounds      = 60
 		roundTime   = 250 * time.Millisecond
-		starts      = 25
+		starts      = 200
 		connections = 16
 	)
 	service := &server{binary: os.Getenv("SERVICE")}
@@ -45,7 +45,7 @@ func TestBench(t *testing.T) {
 	}
 	fmt.Printf("%s, %s/%s, %d CPUs, %s\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), processor())
 	fmt.Printf("%-24s %10s  %10s  %6s  %s\n", "", "service", "floor", "ratio", "target")
-	for _, path := range []string{"/health", "/"} {
+	for _, path := range []string{"/", "/health"} {
 		var ours, floors []float64
 		cpuBefore := [2]float64{service.cpu(t), floor.cpu(t)}
 		for i := 0; i < rounds; i++ { // in turns, and each goes first as often as the other
