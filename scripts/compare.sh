@@ -159,7 +159,8 @@ both saved | row stripped bytes "  saved in it by -s -w"
 # --- What is in there for an attacker.
 
 packages() { tar -xOf "$work/$1.tar" lib/apk/db/installed 2>/dev/null | grep -c '^P:'; }
-executables() { awk '$1 ~ /^-..[xs]/' "$work/$1.list" | wc -l | tr -d ' '; }
+# Docker's own etc/hosts and the like are empty and executable until a container starts.
+executables() { awk '$1 ~ /^-..[xs]/ && $3 > 0' "$work/$1.list" | wc -l | tr -d ' '; }
 setuid() { awk '$1 ~ /^-..[sS]/ || $1 ~ /^-.....[sS]/' "$work/$1.list" | wc -l | tr -d ' '; }
 # found KIND NAMES: those of the names (a pattern) that lie in a bin folder.
 found() {
