@@ -32,7 +32,7 @@ func TestBench(t *testing.T) {
 	floor := &server{binary: os.Getenv("FLOOR")}
 
 	service.start(t)
-	idle := rssAnon(t, service.cmd.Process.Pid)
+	idle := memory(t, service.cmd.Process.Pid, "RssAnon")
 	for _, path := range []string{"/", "/health"} {
 		_, body := get(t, service.address, "GET", path, "User-Agent: bench\r\n")
 		floor.environment = append(floor.environment, map[string]string{"/": "ROOT=", "/health": "HEALTH="}[path]+body)
@@ -79,7 +79,7 @@ func TestBench(t *testing.T) {
 	}
 	report("start to first 200, ms", "%10.2f", median(ours), median(floors), "<= 1.5")
 	floor.start(t)
-	report("idle RssAnon, MB", "%10.2f", float64(idle)/1e6, float64(rssAnon(t, floor.cmd.Process.Pid))/1e6, "<= 1.5 MB")
+	report("idle RssAnon, MB", "%10.2f", float64(idle)/1e6, float64(memory(t, floor.cmd.Process.Pid, "RssAnon"))/1e6, "<= 1.5 MB")
 	floor.stop()
 }
 

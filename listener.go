@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
@@ -19,6 +21,21 @@ const (
 	// with more clients than this at once, the oldest connection that waits is closed for the
 	// newest, and a client that reuses it has to connect again.
 	maxConnections = 512
+
+	// smallRequest is how much of a request, in bytes, is read at any time: all of a health check, and
+	// more. To be read on, a request needs one of maxLargeRequests places, until it is answered.
+	// Without that, 512 connections are no bound on memory: net/http makes some 350 KB of 16 KiB of
+	// short header fields. The price: more large requests than this at once wait for one another.
+	smallRequest     = 512
+	maxLargeRequests = 8
+
+	// maxHeaderLines bounds what a header makes net/http do: with more lines than this, it is not read
+	// on, and answered with 400. A hundred is also the bound of Apache and Tomcat.
+	maxHeaderLines = 100
+
+	// largeFor is how long a large request may be coming in while others wait for its place. Then
+	// its connection is closed.
+	largeFor = 100 * time.Millisecond
 
 	// stalledAfter is how long an answer counts as being given. A handler takes microseconds, and
 	// an answer fits into socketBuffer: one that still writes after this has a peer that asks for
@@ -52,6 +69,7 @@ const (
 	answering                  // in the handler, or the answer not yet with the kernel
 	answered                   // a body is still being read and dropped
 	idle                       // between requests
+	gone                       // closed for another
 )
 
 // limiter is a listener that holds a fixed number of connections and, when all are taken, closes
@@ -62,28 +80,41 @@ const (
 // A connection counts until net/http's goroutine for it has ended, so the bound is one on memory.
 type limiter struct {
 	*net.TCPListener
-	log   *slog.Logger
-	slots chan struct{} // holds one element a connection
+	log        *slog.Logger
+	slots      chan struct{} // holds one element a connection
+	largeSlots chan struct{} // the same for large requests
 
 	mu         sync.Mutex
-	conns      list.List // of *limitedConn, oldest first
+	conns      list.List                  // of *limitedConn, oldest first
+	large      map[*limitedConn]time.Time // those with a large request, and since when
 	lastLogged time.Time
 }
 
 // limitedConn is one of the limiter's connections.
 type limitedConn struct {
 	*net.TCPConn
+	limiter  *limiter
 	accepted time.Time
 	place    *list.Element
+	evicted  chan struct{} // closed when it is
 
 	mu    sync.Mutex
 	state connState
 	since time.Time // when answering began
+	room  int       // bytes that the request may still have without a large one's place
+	large bool      // it has one
+	lines int       // of the request, so far
 }
 
 // limit returns a limiter of listener, for max connections.
 func limit(listener *net.TCPListener, max int, log *slog.Logger) *limiter {
-	return &limiter{TCPListener: listener, log: log, slots: make(chan struct{}, max)}
+	return &limiter{
+		TCPListener: listener,
+		log:         log,
+		slots:       make(chan struct{}, max),
+		largeSlots:  make(chan struct{}, maxLargeRequests),
+		large:       make(map[*limitedConn]time.Time),
+	}
 }
 
 // attach makes server use the limiter. It has to be done before server serves it.
@@ -95,11 +126,8 @@ func (l *limiter) attach(server *http.Server) {
 	server.ConnState = func(c net.Conn, state http.ConnState) {
 		switch state {
 		case http.StateIdle: // the answer is with the kernel
+			l.releaseLarge(c.(*limitedConn))
 			c.(*limitedConn).set(idle)
-			if len(l.slots) > cap(l.slots)/4 {
-				// A peer that asks on and on must not keep the processor from the others.
-				runtime.Gosched()
-			}
 		case http.StateClosed:
 			l.release(c.(*limitedConn))
 		}
@@ -119,7 +147,7 @@ func (l *limiter) Accept() (net.Conn, error) {
 	l.take()
 	conn.SetReadBuffer(socketBuffer)
 	conn.SetWriteBuffer(socketBuffer)
-	c := &limitedConn{TCPConn: conn, accepted: time.Now()}
+	c := &limitedConn{TCPConn: conn, limiter: l, accepted: time.Now(), evicted: make(chan struct{}), room: smallRequest}
 	l.mu.Lock()
 	c.place = l.conns.PushBack(c)
 	l.mu.Unlock()
@@ -162,22 +190,82 @@ func (l *limiter) evict() bool {
 			continue
 		}
 		l.conns.Remove(place)
-		if now := time.Now(); now.Sub(l.lastLogged) >= evictionLogPeriod {
-			l.lastLogged = now
-			// Not here: a log that nobody reads must not stop the listener.
-			go l.log.Warn("connections are exhausted; closing the oldest for the newest", "max", cap(l.slots))
-		}
+		l.warn("connections are exhausted; closing the oldest for the newest", cap(l.slots))
 		return true
 	}
 	return false
 }
 
-// release gives c's place back.
+// warn logs that there are no more than max of something, once in evictionLogPeriod. l.mu is held.
+func (l *limiter) warn(message string, max int) {
+	if now := time.Now(); now.Sub(l.lastLogged) >= evictionLogPeriod {
+		l.lastLogged = now
+		// Not here: a log that nobody reads must not stop the listener.
+		go l.log.Warn(message, "max", max)
+	}
+}
+
+// release gives c's places back.
 func (l *limiter) release(c *limitedConn) {
+	l.releaseLarge(c)
 	l.mu.Lock()
 	l.conns.Remove(c.place) // nothing happens where evict was first
 	l.mu.Unlock()
 	<-l.slots
+}
+
+// takeLarge waits for a large request's place for c.
+func (l *limiter) takeLarge(c *limitedConn) error {
+	select {
+	case l.largeSlots <- struct{}{}:
+	default:
+		if err := l.awaitLarge(c); err != nil {
+			return err
+		}
+	}
+	c.large = true
+	l.mu.Lock()
+	l.large[c] = time.Now()
+	l.mu.Unlock()
+	return nil
+}
+
+// awaitLarge waits while all of these places are taken, and closes the connections that have had
+// theirs for longer than largeFor and are still sending.
+func (l *limiter) awaitLarge(c *limitedConn) error {
+	timeout := time.NewTimer(readHeaderTimeout)
+	defer timeout.Stop()
+	ticker := time.NewTicker(largeFor)
+	defer ticker.Stop()
+	for {
+		select {
+		case l.largeSlots <- struct{}{}:
+			return nil
+		case <-c.evicted:
+			return net.ErrClosed
+		case <-timeout.C:
+			return os.ErrDeadlineExceeded
+		case <-ticker.C:
+		}
+		l.mu.Lock()
+		for holder, since := range l.large {
+			if time.Since(since) > largeFor && holder.closeUnlessAnswering() {
+				l.warn("large requests wait; closing those that come in slowly", cap(l.largeSlots))
+			}
+		}
+		l.mu.Unlock()
+	}
+}
+
+// releaseLarge gives a large request's place back, where c has one.
+func (l *limiter) releaseLarge(c *limitedConn) {
+	if c.large {
+		c.large = false
+		l.mu.Lock()
+		delete(l.large, c)
+		l.mu.Unlock()
+		<-l.largeSlots
+	}
 }
 
 // inFlight counts the connections whose request is not answered yet, and those so new that their
@@ -197,8 +285,32 @@ func (l *limiter) inFlight() int {
 	return n
 }
 
-// Read notes the beginning of a request.
+var errManyLines = errors.New("a header of too many lines")
+
+// Read reads a part of a request, and notes its beginning.
 func (c *limitedConn) Read(p []byte) (int, error) {
+	c.mu.Lock()
+	state, room, lines := c.state, c.room, c.lines
+	c.mu.Unlock()
+	// While a request is being answered, what comes is its body, and net/http watches for the peer's
+	// end, from before the handler on, by a read of one byte.
+	if state != answering && state != answered && len(p) > 1 {
+		if l := c.limiter; state == idle && len(l.slots) > cap(l.slots)/4 {
+			// A peer that asks on and on must not keep the processor from the others. Here it
+			// waits without a request in memory.
+			runtime.Gosched()
+		}
+		if lines > maxHeaderLines {
+			return 0, errManyLines
+		}
+		if room > 0 {
+			p = p[:min(len(p), room)]
+		} else if !c.large {
+			if err := c.limiter.takeLarge(c); err != nil {
+				return 0, err
+			}
+		}
+	}
 	n, err := c.TCPConn.Read(p)
 	if n > 0 {
 		c.mu.Lock()
@@ -209,6 +321,8 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 		if c.state == fresh || c.state == idle {
 			c.state = receiving
 		}
+		c.room = max(0, c.room-n)
+		c.lines += bytes.Count(p[:n], []byte{'\n'})
 		c.mu.Unlock()
 	}
 	return n, err
@@ -218,20 +332,28 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 func (c *limitedConn) closeUnlessAnswering() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state == answering && time.Since(c.since) < stalledAfter {
+	if c.state == gone || c.state == answering && time.Since(c.since) < stalledAfter {
 		return false
 	}
+	c.state = gone
+	close(c.evicted)
 	c.Close()
 	return true
 }
 
 func (c *limitedConn) set(state connState) {
 	c.mu.Lock()
-	c.state = state
-	if state == answering {
-		c.since = time.Now()
+	defer c.mu.Unlock()
+	if c.state == gone {
+		return
 	}
-	c.mu.Unlock()
+	c.state = state
+	switch state {
+	case answering:
+		c.since = time.Now()
+	case idle:
+		c.room, c.lines = smallRequest, 0
+	}
 }
 
 type connKey struct{}

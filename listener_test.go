@@ -133,13 +133,13 @@ func hoard(conn *net.TCPConn) {
 
 func TestHealthAnswersWithin1sDuring2000SlowHeaders(t *testing.T) {
 	p, address := launch(t)
-	before := rssAnon(t, p.Process.Pid)
+	before := memory(t, p.Process.Pid, "RssAnon")
 	began := time.Now()
 	wait := flood(t, address, 2000, trickle)
 	if slowest := probe(t, address, 3*time.Second); slowest > time.Second {
 		t.Errorf("the slowest probe took %v", slowest)
 	}
-	t.Logf("RssAnon was %d KB and is %d KB", before/1024, rssAnon(t, p.Process.Pid)/1024)
+	t.Logf("RssAnon was %d KB and is %d KB", before/1024, memory(t, p.Process.Pid, "RssAnon")/1024)
 	wait()
 	// A header has readHeaderTimeout, and every attacker began within about a second; readTimeout
 	// would close them too, but later.
@@ -150,27 +150,73 @@ func TestHealthAnswersWithin1sDuring2000SlowHeaders(t *testing.T) {
 
 func TestHealthAnswersWithin1sDuring2000ClientsThatNeverRead(t *testing.T) {
 	p, address := launch(t)
-	before := rssAnon(t, p.Process.Pid)
+	before := memory(t, p.Process.Pid, "RssAnon")
 	began := time.Now()
 	wait := flood(t, address, 2000, hoard)
 	if slowest := probe(t, address, 5*time.Second); slowest > time.Second {
 		t.Errorf("the slowest probe took %v", slowest)
 	}
-	t.Logf("RssAnon was %d KB and is %d KB", before/1024, rssAnon(t, p.Process.Pid)/1024)
+	t.Logf("RssAnon was %d KB and is %d KB", before/1024, memory(t, p.Process.Pid, "RssAnon")/1024)
 	wait()
 	if took := time.Since(began); took > writeTimeout+9*time.Second {
 		t.Errorf("the last connection was closed after %v, want about %v", took, writeTimeout)
 	}
 }
 
-// rssAnon is the memory that a process has to itself, in bytes.
-func rssAnon(t testing.TB, pid int) int {
+// header is a request's of that many bytes, in fields as short as can be told apart: what costs net/http
+// the most. Without its end, it is not complete.
+func header(size int, end bool) []byte {
+	text := []byte("GET / HTTP/1.1\r\nHost: localhost\r\n")
+	for i := 0; len(text) < size-len("aaa:\r\n")-len("\r\n"); i++ {
+		text = append(text, byte('a'+i%26), byte('a'+i/26%26), byte('a'+i/26/26%26), ':', '\r', '\n')
+	}
+	if end {
+		text = append(text, "\r\n"...)
+	}
+	return text
+}
+
+// halves returns an attack: half a request, and then silence.
+func halves(half []byte) func(*net.TCPConn) {
+	return func(conn *net.TCPConn) {
+		conn.Write(half)
+		conn.Read(make([]byte, 1))
+	}
+}
+
+// Bounded by the number of connections alone, 16 KiB of short fields come to 40 times the memory at the start.
+func Test2000HalfRequestsCostUnderTenTimesTheMemoryAtTheStart(t *testing.T) {
+	for name, half := range map[string][]byte{
+		"512 bytes of short fields": header(smallRequest, false),
+		"4 KiB of short fields":     header(4<<10, false),
+		"16 KiB of short fields":    header(maxHeaderBytes, false),
+		"16 KiB, one field":         append(header(0, false), "X: "+strings.Repeat("x", maxHeaderBytes-100)...),
+	} {
+		p, address := launch(t)
+		before := memory(t, p.Process.Pid, "VmHWM")
+		wait := flood(t, address, 2000, halves(half))
+		if slowest := probe(t, address, 2*time.Second); slowest > time.Second {
+			t.Errorf("%s: the slowest probe took %v", name, slowest)
+		}
+		after := memory(t, p.Process.Pid, "VmHWM")
+		t.Logf("%s: resident were %d KB and at most %d KB", name, before/1024, after/1024)
+		if after > 10*before {
+			t.Errorf("%s: memory grew to %d KB", name, after/1024)
+		}
+		p.Process.Kill()
+		wait()
+	}
+}
+
+// memory is what a line of a process's /proc/…/status says, in bytes: RssAnon is what it has to itself,
+// VmHWM the most that was ever resident.
+func memory(t testing.TB, pid int, line string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, after, _ := strings.Cut(string(status), "RssAnon:")
+	_, after, _ := strings.Cut(string(status), line+":")
 	kb, err := strconv.Atoi(strings.Fields(after)[0])
 	if err != nil {
 		t.Fatal(err)
@@ -181,6 +227,7 @@ func rssAnon(t testing.TB, pid int) int {
 func TestBadInputGetsA4xxOrAClose(t *testing.T) {
 	_, address := launch(t)
 	const host = "Host: localhost\r\n"
+	fields, long := strings.Repeat("a:\n", maxHeaderLines), "X-Long: "+strings.Repeat("x", 8<<10)+"\r\n\r\n"
 	for name, test := range map[string]struct {
 		sent string
 		want []int // 0: closed without an answer
@@ -189,6 +236,8 @@ func TestBadInputGetsA4xxOrAClose(t *testing.T) {
 		"text":                         {"hello there\r\n\r\n", []int{400}},
 		"another protocol":             {"SSH-2.0-OpenSSH_9.9\r\n", []int{400}},
 		"HTTP/2 preface":               {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []int{404}},
+		"as many lines as may be":      {"GET / HTTP/1.1\r\n" + host + fields[:(maxHeaderLines-2)*3] + long, []int{200}},
+		"a line more":                  {"GET / HTTP/1.1\r\n" + host + fields[:(maxHeaderLines-1)*3] + long, []int{400}},
 		"no Host":                      {"GET / HTTP/1.1\r\n\r\n", []int{400}},
 		"two Hosts":                    {"GET / HTTP/1.1\r\n" + host + host + "\r\n", []int{400}},
 		"a header without a colon":     {"GET / HTTP/1.1\r\n" + host + "oops\r\n\r\n", []int{400}},
@@ -241,7 +290,7 @@ func TestBadInputGetsA4xxOrAClose(t *testing.T) {
 func TestBodiesOf100MBCostUnder4MB(t *testing.T) {
 	p, address := launch(t)
 	get(t, address, "GET", "/", "")
-	before := rssAnon(t, p.Process.Pid)
+	before := memory(t, p.Process.Pid, "RssAnon")
 	block := bytes.Repeat([]byte("x"), 64<<10)
 	chunk := append([]byte("10000\r\n"), append(block, "\r\n"...)...)
 	var highest int
@@ -271,7 +320,7 @@ func TestBodiesOf100MBCostUnder4MB(t *testing.T) {
 			if sent >= 100<<20 {
 				t.Errorf("%s: all of it was taken", name)
 			}
-			highest = max(highest, rssAnon(t, p.Process.Pid))
+			highest = max(highest, memory(t, p.Process.Pid, "RssAnon"))
 			conn.Close()
 		}
 	}
@@ -382,5 +431,85 @@ func TestRequestBeingAnsweredIsNotCut(t *testing.T) {
 	slow.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, body := receive(t, bufio.NewReader(slow), "GET"); body != "done" {
 		t.Errorf("the request that was being answered got %q", body)
+	}
+}
+
+func TestLargeRequestsDoNotWaitForSlowOnes(t *testing.T) {
+	p, address := launch(t)
+	// ask sends a request of that many bytes.
+	ask := func(conn net.Conn, size int) {
+		t.Helper()
+		const begin, end = "GET /health HTTP/1.1\r\nHost: localhost\r\nCookie: ", "\r\n\r\n"
+		io.WriteString(conn, begin+strings.Repeat("c", size-len(begin+end))+end)
+		conn.SetReadDeadline(time.Now().Add(readHeaderTimeout / 2))
+		if response, _ := receive(t, bufio.NewReader(conn), "GET"); response.StatusCode != 200 {
+			t.Errorf("a request of %d bytes got %d", size, response.StatusCode)
+		}
+	}
+	var kept []net.Conn
+	for i := 0; i < 3*maxLargeRequests; i++ { // each place is given back
+		ask(dial(t, address), 10_000)
+		kept = append(kept, dial(t, address))
+		for j := 0; j < maxHeaderLines/2; j++ {
+			ask(kept[i], 10_000)
+		}
+		conn := dial(t, address)
+		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nCookie: %01000d\r\n\r\n", 0)
+		receive(t, bufio.NewReader(conn), "POST")
+		conn.Close()
+	}
+
+	time.Sleep(largeFor) // for the last of them to be noticed
+	slow := make([]net.Conn, maxLargeRequests)
+	cut := func() (n int) {
+		for _, conn := range slow {
+			if closed(conn) {
+				n++
+			}
+		}
+		return n
+	}
+	for i := range slow {
+		slow[i] = dial(t, address)
+		io.WriteString(slow[i], "GET / HTTP/1.1\r\nHost: localhost\r\nCookie: "+strings.Repeat("c", 2*smallRequest))
+	}
+	time.Sleep(2 * largeFor) // for them to have their places
+	small := dial(t, address)
+	for i := 0; i < 500; i++ {
+		ask(small, smallRequest) // just small enough to need none
+	}
+	time.Sleep(2 * largeFor)
+	if n := cut(); n > 0 {
+		t.Errorf("a small request cut %d of the slow ones", n)
+	}
+	ask(small, smallRequest+1)
+	waitFor(t, "the slow ones to be closed", func() bool { return cut() == len(slow) })
+	lines(t, p.stdout, "large requests wait; closing those that come in slowly", 1)
+	for _, conn := range kept {
+		if closed(conn) {
+			t.Error("an idle connection was closed too")
+		}
+	}
+}
+
+// net/http reads one byte while a request is answered, to notice that the peer has gone. It may do so before
+// the limiter knows of the answer, and of a request that was just small enough.
+func TestWatchForThePeersEndNeedsNoPlace(t *testing.T) {
+	listener, _ := occupied(t)
+	server := &http.Server{}
+	limiter := limit(listener.(*net.TCPListener), 2, slog.New(slog.NewJSONHandler(io.Discard, nil)))
+	limiter.attach(server)
+	server.Handler = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(10 * time.Millisecond) })
+	go server.Serve(limiter)
+	defer server.Close()
+	for i := 0; i < maxLargeRequests; i++ {
+		limiter.largeSlots <- struct{}{}
+	}
+	conn := dial(t, listener.Addr().String())
+	conn.SetDeadline(time.Now().Add(readHeaderTimeout / 2))
+	for i := 0; i < 2; i++ {
+		const begin, end = "GET / HTTP/1.1\r\nHost: localhost\r\nCookie: ", "\r\n\r\n"
+		io.WriteString(conn, begin+strings.Repeat("c", smallRequest-len(begin+end))+end)
+		receive(t, bufio.NewReader(conn), "GET")
 	}
 }
