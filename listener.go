@@ -29,13 +29,14 @@ const (
 	smallRequest     = 512
 	maxLargeRequests = 8
 
-	// maxHeaderLines bounds what a header makes net/http do: with more lines than this, it is not read
+	// maxHeaderLines bounds what a header makes net/http do: after more lines than this, it is not read
 	// on, and answered with 400. A hundred is also the bound of Apache and Tomcat.
 	maxHeaderLines = 100
 
-	// largeFor is how long a large request may be coming in while others wait for its place. Then
-	// its connection is closed.
-	largeFor = 100 * time.Millisecond
+	// largeFor is how long a large request may be coming in while others wait for its place: longer
+	// than TCP takes to send again what was lost, 200 ms at least in Linux. Then its connection is
+	// closed.
+	largeFor = 250 * time.Millisecond
 
 	// stalledAfter is how long an answer counts as being given. A handler takes microseconds, and
 	// an answer fits into socketBuffer: one that still writes after this has a peer that asks for
@@ -303,13 +304,16 @@ func (c *limitedConn) Read(p []byte) (int, error) {
 		if lines > maxHeaderLines {
 			return 0, errManyLines
 		}
-		if room > 0 {
-			p = p[:min(len(p), room)]
-		} else if !c.large {
-			if err := c.limiter.takeLarge(c); err != nil {
-				return 0, err
+		if room == 0 {
+			if !c.large {
+				if err := c.limiter.takeLarge(c); err != nil {
+					return 0, err
+				}
 			}
+			// No more at once: what net/http reads beyond this request's end, it has of the next.
+			room = smallRequest
 		}
+		p = p[:min(len(p), room)]
 	}
 	n, err := c.TCPConn.Read(p)
 	if n > 0 {
