@@ -78,7 +78,8 @@ Environment (unset and empty mean the default):
          (default: all interfaces, IPv4 and IPv6)
   PORT   port to listen on, 0 to 65535; 0 takes a free one (default: %d)
   DEBUG  true or false; true also logs each successful /health (default: false)
-  TZ     time zone of current_time, such as Asia/Tokyo (default: the system's)
+  TZ     time zone of current_time and the log, such as Asia/Tokyo
+         (default: the system's)
   SHUTDOWN_DELAY    after SIGTERM or SIGINT, how long /health answers 503 while
                     everything is still served (a duration; default: %v)
   SHUTDOWN_TIMEOUT  after that, how long requests in flight have to finish
