@@ -173,7 +173,7 @@ func TestHealthAnswersWithin1sDuring2000ClientsThatNeverRead(t *testing.T) {
 	t.Logf("RssAnon was %d KB and is %d KB", before/1024, memory(t, p.Process.Pid, "RssAnon")/1024)
 	wait()
 	if took := time.Since(began); took > 4*writeTimeout { // with few processors, it takes a while until all have asked
-		t.Errorf("the last connection was closed after %v, want about %v", took, writeTimeout)
+		t.Errorf("the last connection was closed after %v, want at most %v", took, 4*writeTimeout)
 	}
 }
 
@@ -448,13 +448,17 @@ func TestRequestBeingAnsweredIsNotCut(t *testing.T) {
 	}
 }
 
+// request is one of that many bytes.
+func request(size int) string {
+	const begin, end = "GET /health HTTP/1.1\r\nHost: localhost\r\nCookie: ", "\r\n\r\n"
+	return begin + strings.Repeat("c", size-len(begin+end)) + end
+}
+
 func TestLargeRequestsDoNotWaitForSlowOnes(t *testing.T) {
 	p, address := launch(t)
-	// ask sends a request of that many bytes.
 	ask := func(conn net.Conn, size int) {
 		t.Helper()
-		const begin, end = "GET /health HTTP/1.1\r\nHost: localhost\r\nCookie: ", "\r\n\r\n"
-		io.WriteString(conn, begin+strings.Repeat("c", size-len(begin+end))+end)
+		io.WriteString(conn, request(size))
 		conn.SetReadDeadline(time.Now().Add(readHeaderTimeout / 2))
 		if response, _ := receive(t, bufio.NewReader(conn), "GET"); response.StatusCode != 200 {
 			t.Errorf("a request of %d bytes got %d", size, response.StatusCode)
@@ -522,8 +526,7 @@ func TestWatchForThePeersEndNeedsNoPlace(t *testing.T) {
 	conn := dial(t, listener.Addr().String())
 	conn.SetDeadline(time.Now().Add(readHeaderTimeout / 2))
 	for i := 0; i < 2; i++ {
-		const begin, end = "GET / HTTP/1.1\r\nHost: localhost\r\nCookie: ", "\r\n\r\n"
-		io.WriteString(conn, begin+strings.Repeat("c", smallRequest-len(begin+end))+end)
+		io.WriteString(conn, request(smallRequest))
 		receive(t, bufio.NewReader(conn), "GET")
 	}
 }
