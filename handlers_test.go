@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,143 +16,77 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"devops-info-service/internal/connlimit"
+	"devops-info-service/internal/lifecycle"
+	"devops-info-service/internal/platform"
+	"devops-info-service/test/harness"
 )
 
-// syncBuffer collects a log that the server writes while the test reads it.
-type syncBuffer struct {
-	mu     sync.Mutex
-	buffer bytes.Buffer
+// testServer is the service on a real socket of this process, with a clock that the test sets.
+type testServer struct {
+	address    string
+	log        *harness.Buffer
+	uptime     atomic.Int64 // what the clock has advanced since the start, in nanoseconds
+	clockFails atomic.Bool  // makes the clock panic
 }
 
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buffer.Write(p)
+var startTime = time.Date(2024, 2, 29, 23, 30, 0, 123456789, time.UTC)
+
+// newTestService returns the service with the endpoints that main.go gives it.
+func newTestService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
+	svc := newService(log, logOutput, now, location, timezone, system)
+	svc.handle("/", "Service information", svc.info)
+	svc.handle("/health", "Health check", svc.health)
+	return svc
 }
 
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buffer.String()
-}
-
-// lines returns a log's lines with this message, waiting until there are at least n.
-func lines(t testing.TB, log fmt.Stringer, message string, n int) []map[string]any {
-	t.Helper()
-	var found []map[string]any
-	waitFor(t, fmt.Sprintf("%d log lines %q", n, message), func() bool {
-		found = nil
-		for _, text := range strings.Split(log.String(), "\n") {
-			var line map[string]any
-			if json.Unmarshal([]byte(text), &line) == nil && line["msg"] == message {
-				found = append(found, line)
-			}
-		}
-		return len(found) >= n
-	})
-	return found
-}
-
-// waitFor polls until ready, for ten seconds at most.
-func waitFor(t testing.TB, what string, ready func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ready(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited 10 s for %s", what)
-		}
-	}
-}
-
-// running is the service on a real socket of this process, with a clock that the test holds.
-type running struct {
-	address string
-	log     *syncBuffer
-	uptime  atomic.Int64 // what the clock has advanced since the start, in nanoseconds
-	broken  atomic.Bool  // makes the clock panic
-}
-
-var started = time.Date(2024, 2, 29, 23, 30, 0, 123456789, time.UTC)
-
-// start serves until the test ends and then expects a clean stop.
-func start(t testing.TB, timezone string) *running {
+// startServer serves until the test ends and then expects a clean stop.
+func startServer(t testing.TB, timezone string) *testServer {
 	t.Helper()
 	location, err := time.LoadLocation(timezone)
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &running{address: listener.Addr().String(), log: &syncBuffer{}}
+	listener := harness.Listen(t)
+	s := &testServer{address: listener.Addr().String(), log: &harness.Buffer{}}
 	clock := func() time.Time {
-		if s.broken.Load() {
+		if s.clockFails.Load() {
 			panic("the clock is broken")
 		}
-		// In a zone of its own, so that an answer in UTC or in another is one that was converted.
-		return started.Add(time.Duration(s.uptime.Load())).In(time.FixedZone("test", 3600))
+		// In a zone of its own, so that a response in UTC or in another zone shows a conversion.
+		return startTime.Add(time.Duration(s.uptime.Load())).In(time.FixedZone("test", 3600))
 	}
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	service := newService(log, s.log, clock, location, timezone, readSystem(os.DirFS("/"), limits{}))
+	svc := newTestService(log, s.log, clock, location, timezone, newSystemInfo(os.DirFS("/"), platform.Limits{}))
 	ctx, cancel := context.WithCancel(context.Background())
-	stopped := make(chan int)
+	stopped := make(chan error)
 	go func() {
-		stopped <- serve(ctx, nil, listener.(*net.TCPListener), service, config{shutdownTimeout: 5 * time.Second}, log)
+		stopped <- lifecycle.Service{
+			Server:          newServer(svc, log),
+			Listener:        connlimit.New(listener, 100, log),
+			Log:             log,
+			StartDraining:   svc.startDraining,
+			ShutdownTimeout: 5 * time.Second,
+		}.Run(ctx, nil)
 	}()
 	t.Cleanup(func() {
 		cancel()
-		if code := <-stopped; code != exitOK {
-			t.Errorf("serve returned %d, want %d; log:\n%s", code, exitOK, s.log)
+		if err := <-stopped; err != nil {
+			t.Errorf("Run returned %v; log:\n%s", err, s.log)
 		}
 	})
 	return s
 }
 
-// send writes bytes to a new connection and reads the answer to a request of that method.
-func send(t testing.TB, address, method, bytes string) (*http.Response, string) {
+// info requests / and decodes the response.
+func (s *testServer) info(t testing.TB, headers string) infoResponse {
 	t.Helper()
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.WriteString(conn, bytes); err != nil {
-		t.Fatal(err)
-	}
-	return receive(t, bufio.NewReader(conn), method)
-}
-
-// receive reads the answer to a request of that method.
-func receive(t testing.TB, reader *bufio.Reader, method string) (*http.Response, string) {
-	t.Helper()
-	response, err := http.ReadResponse(reader, &http.Request{Method: method})
-	if err != nil {
-		t.Fatalf("reading the answer: %v", err)
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatalf("reading the body: %v", err)
-	}
-	return response, string(body)
-}
-
-// get sends a plain request, headers each ending in CRLF.
-func get(t testing.TB, address, method, target, headers string) (*http.Response, string) {
-	t.Helper()
-	return send(t, address, method, method+" "+target+" HTTP/1.1\r\nHost: localhost\r\n"+headers+"\r\n")
-}
-
-// info asks for / and decodes it.
-func info(t testing.TB, address, headers string) infoResponse {
-	t.Helper()
-	_, body := get(t, address, "GET", "/", headers)
+	_, body := harness.Request(t, s.address, "GET", "/", headers)
 	var decoded infoResponse
 	if err := json.Unmarshal([]byte(body), &decoded); err != nil {
 		t.Fatalf("%v in %q", err, body)
@@ -162,7 +95,8 @@ func info(t testing.TB, address, headers string) infoResponse {
 }
 
 func TestPathsAndMethods(t *testing.T) {
-	s := start(t, "UTC")
+	t.Parallel()
+	s := startServer(t, "UTC")
 	s.uptime.Store(int64(65 * time.Second))
 
 	const (
@@ -175,11 +109,12 @@ func TestPathsAndMethods(t *testing.T) {
 	notAllowed := func(method, path string) string {
 		return `{"error":"Method Not Allowed","message":"` + method + ` is not allowed here; use GET or HEAD.","path":"` + path + `"}` + "\n"
 	}
-	tests := []struct {
+	type testCase struct {
 		method, target string
 		status         int
 		body           string
-	}{
+	}
+	tests := []testCase{
 		{"GET", "/", 200, anything},
 		{"GET", "/health", 200, healthy},
 		{"GET", "/health?verbose=1&x=%00", 200, healthy},
@@ -194,7 +129,7 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/./health", 404, notFound("/./health")},
 		{"GET", "/x/../health", 404, notFound("/x/../health")},
 		{"GET", "/Health", 404, notFound("/Health")},
-		{"GET", "/%3Cb%3E&", 404, notFound("/<b>&")}, // not escaped: that would be six bytes for one
+		{"GET", "/%3Cb%3E&", 404, notFound("/<b>&")}, // not escaped, because that would be six bytes for one
 		{"GET", "/%ff", 404, anything},
 		{"POST", "/nope", 404, notFound("/nope")},
 		{"HEAD", "/nope", 404, anything},
@@ -204,86 +139,90 @@ func TestPathsAndMethods(t *testing.T) {
 	}
 	for _, path := range []string{"/", "/health"} {
 		for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "BREW"} {
-			tests = append(tests, struct {
-				method, target string
-				status         int
-				body           string
-			}{method, path, 405, notAllowed(method, path)})
+			tests = append(tests, testCase{method, path, 405, notAllowed(method, path)})
 		}
 	}
 	for _, test := range tests {
 		t.Run(test.method+" "+test.target, func(t *testing.T) {
-			response, body := get(t, s.address, test.method, test.target, "")
+			response, body := harness.Request(t, s.address, test.method, test.target, "")
 			if response.StatusCode != test.status {
-				t.Errorf("status %d, want %d", response.StatusCode, test.status)
+				t.Errorf("got status %d, want %d", response.StatusCode, test.status)
 			}
-			want := map[string]string{
-				"Content-Type":           "application/json",
-				"Cache-Control":          "no-store",
-				"X-Content-Type-Options": "nosniff",
+			want := http.Header{
+				"Content-Type":   {"application/json"},
+				"Cache-Control":  {"no-store"},
+				"Content-Length": response.Header["Content-Length"], // compared below
+				"Date":           response.Header["Date"],
 			}
-			if test.status == 405 {
-				want["Allow"] = "GET, HEAD"
+			if test.status == http.StatusMethodNotAllowed {
+				want.Set("Allow", "GET, HEAD")
 			}
-			for _, name := range []string{"Content-Type", "Cache-Control", "X-Content-Type-Options", "Allow"} {
-				if got := response.Header.Get(name); got != want[name] {
-					t.Errorf("%s: %q, want %q", name, got, want[name])
-				}
+			if !reflect.DeepEqual(response.Header, want) {
+				t.Errorf("got the headers %v, want %v", response.Header, want)
+			}
+			if response.Close {
+				t.Error("got Connection: close, want the connection kept")
 			}
 			if test.method == "HEAD" {
 				if body != "" {
-					t.Errorf("HEAD has the body %q", body)
+					t.Errorf("got the body %q, want none", body)
 				}
 				return
 			}
 			if test.body != anything && body != test.body {
-				t.Errorf("body\n%q, want\n%q", body, test.body)
+				t.Errorf("got the body\n%q, want\n%q", body, test.body)
 			}
 			if got := response.Header.Get("Content-Length"); got != strconv.Itoa(len(body)) {
-				t.Errorf("Content-Length %q for %d bytes", got, len(body))
+				t.Errorf("got Content-Length %q for %d bytes", got, len(body))
 			}
 			var compact bytes.Buffer
 			if err := json.Compact(&compact, []byte(body)); err != nil || compact.String()+"\n" != body {
-				t.Errorf("not one compact line of JSON (%v): %q", err, body)
+				t.Errorf("got a body that is not one compact line of JSON (%v): %q", err, body)
 			}
 		})
 	}
 }
 
-func TestHeadAnswersAsGet(t *testing.T) {
-	s := start(t, "UTC")
-	for _, test := range []struct {
-		path  string
-		agent int // length of User-Agent: short and long answers get their Content-Length in different places
-	}{{"/", 1}, {"/", 300}, {"/", 1200}, {"/", 4000}, {"/", 8000}, {"/health", 1}, {"/nope", 1}, {"/" + strings.Repeat("x", 5000), 1}} {
-		// The same connection serves both, so a body after HEAD would show.
-		conn, err := net.Dial("tcp", s.address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(10 * time.Second))
-		reader := bufio.NewReader(conn)
-		var headers [2]http.Header
-		for i, method := range []string{"HEAD", "GET"} {
-			fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %s\r\n\r\n", method, test.path, strings.Repeat("a", test.agent))
-			response, body := receive(t, reader, method)
-			if got := response.Header.Get("Content-Length"); method == "GET" && got != strconv.Itoa(len(body)) {
-				t.Errorf("%.9s, agent of %d: Content-Length %q for %d bytes", test.path, test.agent, got, len(body))
+func TestHeadHasTheHeadersOfGet(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
+	for name, test := range map[string]struct {
+		path        string
+		agentLength int // net/http treats short and long responses differently
+	}{
+		"info":                      {"/", 1},
+		"info, agent of 300 bytes":  {"/", 300},
+		"info, agent of 1200 bytes": {"/", 1200},
+		"info, agent of 4000 bytes": {"/", 4000},
+		"info, agent of 8000 bytes": {"/", 8000},
+		"health":                    {"/health", 1},
+		"not found":                 {"/nope", 1},
+		"not found, long path":      {"/" + strings.Repeat("x", 5000), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := harness.Dial(t, s.address) // the same for both, so that a body after HEAD would show
+			reader := bufio.NewReader(conn)
+			var headers []http.Header
+			for _, method := range []string{"HEAD", "GET"} {
+				harness.Write(t, conn, method+" "+test.path+" HTTP/1.1\r\nHost: localhost\r\nUser-Agent: "+strings.Repeat("a", test.agentLength)+"\r\n\r\n")
+				response, body := harness.Receive(t, reader, method)
+				if got := response.Header.Get("Content-Length"); method == "GET" && got != strconv.Itoa(len(body)) {
+					t.Errorf("got Content-Length %q for %d bytes", got, len(body))
+				}
+				response.Header.Del("Date")
+				headers = append(headers, response.Header)
 			}
-			response.Header.Del("Date")
-			headers[i] = response.Header
-		}
-		if !reflect.DeepEqual(headers[0], headers[1]) {
-			t.Errorf("%.9s, agent of %d: HEAD answers %v, GET %v", test.path, test.agent, headers[0], headers[1])
-		}
+			if !reflect.DeepEqual(headers[0], headers[1]) {
+				t.Errorf("HEAD got %v, GET got %v", headers[0], headers[1])
+			}
+		})
 	}
 }
 
-// keys lists an object's keys in order, "a.b" for b in a; those of a list's first object too.
-func keys(t *testing.T, text string) []string {
+// keysInOrder lists an object's keys in order, "a.b" for b in a, and those of every object in a list.
+func keysInOrder(t *testing.T, text string) string {
 	t.Helper()
-	var found []string
+	var keys []string
 	decoder := json.NewDecoder(strings.NewReader(text))
 	var walk func(prefix string)
 	walk = func(prefix string) {
@@ -295,7 +234,7 @@ func keys(t *testing.T, text string) []string {
 		case json.Delim('{'):
 			for decoder.More() {
 				key, _ := decoder.Token()
-				found = append(found, prefix+key.(string))
+				keys = append(keys, prefix+key.(string))
 				walk(prefix + key.(string) + ".")
 			}
 			decoder.Token()
@@ -307,11 +246,12 @@ func keys(t *testing.T, text string) []string {
 		}
 	}
 	walk("")
-	return found
+	return strings.Join(keys, " ")
 }
 
-func TestKeysInOrder(t *testing.T) {
-	s := start(t, "UTC")
+func TestKeysAreInOrder(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
 	for path, want := range map[string]string{
 		"/": "service service.name service.version service.description service.framework" +
 			" system system.hostname system.platform system.platform_version system.architecture system.cpu_count system.go_version system.cpu_limit system.memory_limit_bytes" +
@@ -321,35 +261,40 @@ func TestKeysInOrder(t *testing.T) {
 		"/health": "status timestamp uptime_seconds",
 		"/nope":   "error message path",
 	} {
-		_, body := get(t, s.address, "GET", path, "")
-		if got := strings.Join(keys(t, body), " "); got != want {
-			t.Errorf("%s has the keys\n%s, want\n%s", path, got, want)
-		}
+		t.Run(path, func(t *testing.T) {
+			_, body := harness.Get(t, s.address, path)
+			if got := keysInOrder(t, body); got != want {
+				t.Errorf("got the keys\n%s, want\n%s", got, want)
+			}
+		})
 	}
 }
 
-func TestInfo(t *testing.T) {
-	s := start(t, "UTC")
-	got := info(t, s.address, "User-Agent: test/1\r\nX-Forwarded-For: 203.0.113.9\r\nX-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\n")
+func TestInfoDescribesServiceSystemAndRequest(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
+	got := s.info(t, "User-Agent: test/1\r\nX-Forwarded-For: 203.0.113.9\r\nX-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\n")
 	hostname, _ := os.Hostname()
 	want := infoResponse{
-		Service: serviceInfo{"devops-info-service", "1.0.0", "DevOps course info service", "Go net/http"},
-		System: systemInfo{
-			Hostname:        hostname,
-			Platform:        runtime.GOOS,
-			PlatformVersion: platformVersion(os.DirFS("/")),
-			Architecture:    runtime.GOARCH,
-			CPUCount:        runtime.NumCPU(),
-			GoVersion:       runtime.Version(),
+		serviceAndSystem{
+			serviceInfo{"devops-info-service", "1.0.0", "DevOps course info service", "Go net/http"},
+			systemInfo{
+				Hostname:        hostname,
+				Platform:        runtime.GOOS,
+				PlatformVersion: platform.Version(os.DirFS("/")),
+				Architecture:    runtime.GOARCH,
+				CPUCount:        runtime.NumCPU(),
+				GoVersion:       runtime.Version(),
+			},
 		},
-		varyingInfo: varyingInfo{
-			Runtime: runtimeInfo{0, "0 seconds", "2024-02-29T23:30:00.123Z", "UTC"},
-			Request: requestInfo{"127.0.0.1", "test/1", "GET", "/"},
+		runtimeAndRequest{
+			runtimeInfo{0, "0 seconds", "2024-02-29T23:30:00.123Z", "UTC"},
+			requestInfo{"127.0.0.1", "test/1", "GET", "/"},
 		},
-		Endpoints: []endpoint{
+		endpointList{[]endpoint{
 			{"/", "GET", "Service information"},
 			{"/health", "GET", "Health check"},
-		},
+		}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v, want\n%+v", got, want)
@@ -357,83 +302,125 @@ func TestInfo(t *testing.T) {
 }
 
 func TestQueryAndBodyChangeNothing(t *testing.T) {
-	s := start(t, "UTC")
-	_, plain := get(t, s.address, "GET", "/", "")
+	t.Parallel()
+	s := startServer(t, "UTC")
+	_, want := harness.Get(t, s.address, "/")
 	for name, request := range map[string]string{
 		"query":        "GET /?a=1;b&path=/x HTTP/1.1\r\nHost: localhost\r\n\r\n",
 		"body":         "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"path\":\"x\"}",
 		"chunked body": "GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
 	} {
-		if _, got := send(t, s.address, "GET", request); got != plain {
-			t.Errorf("with a %s:\n%s, without\n%s", name, got, plain)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, got := harness.Send(t, s.address, "GET", request); got != want {
+				t.Errorf("got\n%s, want\n%s", got, want)
+			}
+		})
 	}
 }
 
-func TestAwkwardHeaders(t *testing.T) {
-	s := start(t, "UTC")
+func TestResponseDoesNotWaitForTheBody(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
+	for _, header := range []string{"Content-Length: 10", "Transfer-Encoding: chunked", "Content-Length: 10\r\nExpect: 100-continue"} {
+		t.Run(header, func(t *testing.T) {
+			response, _ := harness.Request(t, s.address, "GET", "/health", header+"\r\n")
+			if response.StatusCode != 200 || !response.Close || response.ContentLength <= 0 {
+				t.Errorf("got %d, close %v, Content-Length %d, want 200, Connection: close and a Content-Length",
+					response.StatusCode, response.Close, response.ContentLength)
+			}
+		})
+	}
+}
+
+func TestUserAgentIsRepeatedAsValidUTF8(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
 	long := strings.Repeat("a", 8<<10)
-	for _, test := range []struct{ sent, want string }{
-		{"", ""},
-		{`say "hi" \ back`, `say "hi" \ back`},
-		{"<script>&amp;</script>", "<script>&amp;</script>"},
-		{"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd"},
-		{"naïve ☕ \u2028", "naïve ☕ \u2028"},
-		{"tab\there", "tab\there"},
-		{long, long},
-		{long + "cut", long},
-		{long[1:] + "é", long[1:] + "\ufffd"},
+	for name, test := range map[string]struct{ sent, want string }{
+		"empty":                     {"", ""},
+		"quotes and backslash":      {`say "hi" \ back`, `say "hi" \ back`},
+		"markup":                    {"<script>&amp;</script>", "<script>&amp;</script>"},
+		"latin-1":                   {"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd"},
+		"UTF-8":                     {"naïve ☕ \u2028", "naïve ☕ \u2028"},
+		"tab":                       {"tab\there", "tab\there"},
+		"8 KiB":                     {long, long},
+		"more than 8 KiB":           {long + "cut", long},
+		"8 KiB end inside a letter": {long[1:] + "é", long[1:] + "\ufffd"},
 	} {
-		headers := "User-Agent: " + test.sent + "\r\n"
-		if got := info(t, s.address, headers).Request.UserAgent; got != test.want {
-			t.Errorf("%q comes back as %q, want %q", test.sent, got, test.want)
-		}
+		t.Run(name, func(t *testing.T) {
+			if got := s.info(t, "User-Agent: "+test.sent+"\r\n").Request.UserAgent; got != test.want {
+				t.Errorf("sent %q, got %q, want %q", test.sent, got, test.want)
+			}
+		})
 	}
 }
 
-func TestPanicIsLoggedAndTheServerGoesOn(t *testing.T) {
-	s := start(t, "UTC")
-	s.broken.Store(true)
-	response, body := get(t, s.address, "GET", "/health", "")
+func TestPanicIsLoggedAndTheServiceGoesOn(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
+	s.clockFails.Store(true)
+	response, body := harness.Get(t, s.address, "/health")
 	want := `{"error":"Internal Server Error","message":"The service failed to answer; its log says why.","path":"/health"}` + "\n"
 	if response.StatusCode != 500 || body != want {
 		t.Errorf("got %d %q, want 500 %q", response.StatusCode, body, want)
 	}
-	line := lines(t, s.log, "panic", 1)[0]
+	line := harness.WaitForLog(t, s.log, "panic", 1)[0]
 	stack, _ := line["stack"].(string)
 	if line["level"] != "ERROR" || line["error"] != "the clock is broken" || !strings.Contains(stack, "handlers.go:") {
 		t.Errorf("the panic was logged as %v", line)
 	}
-	if line := lines(t, s.log, "request", 1)[0]; line["level"] != "ERROR" || line["status"] != 500.0 {
+	if line := harness.WaitForLog(t, s.log, "request", 1)[0]; line["level"] != "ERROR" || line["status"] != 500.0 {
 		t.Errorf("the request was logged as %v", line)
 	}
 
-	s.broken.Store(false)
-	if response, _ := get(t, s.address, "GET", "/health", ""); response.StatusCode != 200 {
-		t.Errorf("after the panic: %d, want 200", response.StatusCode)
+	s.clockFails.Store(false)
+	if response, _ := harness.Get(t, s.address, "/health"); response.StatusCode != 200 {
+		t.Errorf("after the panic: got %d, want 200", response.StatusCode)
 	}
 }
 
-func TestTimezone(t *testing.T) {
+func TestDrainingFailsHealthChecksAndClosesConnections(t *testing.T) {
+	t.Parallel()
+	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", systemInfo{})
+	svc.startDraining()
+	for path, want := range map[string]int{"/": 200, "/health": 503, "/nope": 404} {
+		t.Run(path, func(t *testing.T) {
+			recorder := httptest.NewRecorder()
+			svc.ServeHTTP(recorder, httptest.NewRequest("GET", path, nil))
+			if recorder.Code != want || recorder.Header().Get("Connection") != "close" {
+				t.Errorf("got %d, Connection %q, want %d and close", recorder.Code, recorder.Header().Get("Connection"), want)
+			}
+			if path == "/health" && !strings.HasPrefix(recorder.Body.String(), `{"status":"draining","timestamp":"`) {
+				t.Errorf("got %s, want the status draining", recorder.Body)
+			}
+		})
+	}
+}
+
+func TestTimesAreInTheConfiguredZone(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ timezone, name, now string }{
 		{"Asia/Tokyo", "Asia/Tokyo", "2024-03-01T08:30:00.123+09:00"},
 		{"America/St_Johns", "America/St_Johns", "2024-02-29T20:00:00.123-03:30"},
 		{"UTC", "UTC", "2024-02-29T23:30:00.123Z"},
 		{"", "UTC", "2024-02-29T23:30:00.123Z"}, // the abbreviation
 	} {
-		s := start(t, test.timezone)
-		got := info(t, s.address, "").Runtime
-		if got.Timezone != test.name || got.CurrentTime != test.now {
-			t.Errorf("TZ %q: %q %q, want %q %q", test.timezone, got.Timezone, got.CurrentTime, test.name, test.now)
-		}
-		if _, body := get(t, s.address, "GET", "/health", ""); !strings.Contains(body, `"2024-02-29T23:30:00.123Z"`) {
-			t.Errorf("TZ %q: /health is not in UTC: %s", test.timezone, body)
-		}
+		t.Run("TZ="+test.timezone, func(t *testing.T) {
+			s := startServer(t, test.timezone)
+			got := s.info(t, "").Runtime
+			if got.Timezone != test.name || got.CurrentTime != test.now {
+				t.Errorf("got %q %q, want %q %q", got.Timezone, got.CurrentTime, test.name, test.now)
+			}
+			if _, body := harness.Get(t, s.address, "/health"); !strings.Contains(body, `"2024-02-29T23:30:00.123Z"`) {
+				t.Errorf("got %s from /health, want its time in UTC", body)
+			}
+		})
 	}
 }
 
 func TestUptime(t *testing.T) {
-	s := start(t, "UTC")
+	t.Parallel()
+	s := startServer(t, "UTC")
 	const minute, hour, day = time.Minute, time.Hour, 24 * time.Hour
 	for uptime, want := range map[time.Duration]string{
 		0:                             "0 seconds",
@@ -449,38 +436,45 @@ func TestUptime(t *testing.T) {
 		day + time.Second:             "1 day, 1 second",
 		400 * day:                     "400 days",
 	} {
-		s.uptime.Store(int64(uptime))
-		got := info(t, s.address, "").Runtime
-		if got.UptimeHuman != want || got.UptimeSeconds != int64(uptime.Seconds()) {
-			t.Errorf("%v: %d, %q, want %d, %q", uptime, got.UptimeSeconds, got.UptimeHuman, int64(uptime.Seconds()), want)
-		}
+		t.Run(uptime.String(), func(t *testing.T) {
+			s.uptime.Store(int64(uptime))
+			got := s.info(t, "").Runtime
+			if got.UptimeHuman != want || got.UptimeSeconds != int64(uptime.Seconds()) {
+				t.Errorf("got %d, %q, want %d, %q", got.UptimeSeconds, got.UptimeHuman, int64(uptime.Seconds()), want)
+			}
+		})
 	}
 }
 
 func TestClientIP(t *testing.T) {
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", systemInfo{})
-	for peer, want := range map[string]string{
+	t.Parallel()
+	for remote, want := range map[string]string{
 		"192.0.2.7:1234":            "192.0.2.7",
 		"[2001:db8::1]:1234":        "2001:db8::1",
 		"[::ffff:192.0.2.7]:1234":   "192.0.2.7",
 		"[fe80::1%eth0]:1234":       "fe80::1",
 		"[::1]:65535":               "::1",
 		"[2001:db8:0:0:0:0:0:1]:80": "2001:db8::1",
+		"@":                         "@", // not an address; the peer of a Unix socket
 	} {
-		request := httptest.NewRequest("GET", "/", nil)
-		request.RemoteAddr = peer
-		recorder := httptest.NewRecorder()
-		handler.ServeHTTP(recorder, request)
-		var got infoResponse
-		if err := json.Unmarshal(recorder.Body.Bytes(), &got); err != nil || got.Request.ClientIP != want {
-			t.Errorf("%s: %q (%v), want %q", peer, got.Request.ClientIP, err, want)
-		}
+		t.Run(remote, func(t *testing.T) {
+			svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", systemInfo{})
+			request := httptest.NewRequest("GET", "/", nil)
+			request.RemoteAddr = remote
+			recorder := httptest.NewRecorder()
+			svc.ServeHTTP(recorder, request)
+			var got infoResponse
+			if err := json.Unmarshal(recorder.Body.Bytes(), &got); err != nil || got.Request.ClientIP != want {
+				t.Errorf("got %q (%v), want %q", got.Request.ClientIP, err, want)
+			}
+		})
 	}
 }
 
-func TestRequestLog(t *testing.T) {
-	s := start(t, "UTC")
-	sent := []struct {
+func TestEachRequestIsLogged(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
+	for i, request := range []struct {
 		method, target, level string
 		status                int
 	}{
@@ -489,16 +483,15 @@ func TestRequestLog(t *testing.T) {
 		{"HEAD", "/", "INFO", 200},
 		{"DELETE", "/health", "INFO", 405},
 		{"GET", "/nope\u2028%0a{", "INFO", 404},
-	}
-	for i, request := range sent {
-		_, body := get(t, s.address, request.method, request.target, "User-Agent: test/1 \"\xff\r\n")
-		line := lines(t, s.log, "request", i+1)[i]
+	} {
+		_, body := harness.Request(t, s.address, request.method, request.target, "User-Agent: test/1 \"\xff\r\n")
+		line := harness.WaitForLog(t, s.log, "request", i+1)[i]
 		if duration, isNumber := line["duration_ms"].(float64); !isNumber || duration < 0 || duration > 60_000 {
-			t.Errorf("duration_ms is %v", line["duration_ms"])
+			t.Errorf("%s %s: got duration_ms %v", request.method, request.target, line["duration_ms"])
 		}
 		logged, err := time.Parse(time.RFC3339Nano, fmt.Sprint(line["time"]))
 		if age := time.Since(logged); err != nil || age < 0 || age > time.Minute {
-			t.Errorf("time is %v (%v)", line["time"], err)
+			t.Errorf("%s %s: got time %v (%v)", request.method, request.target, line["time"], err)
 		}
 		path, _, _ := strings.Cut(request.target, "?")
 		for key, want := range map[string]any{
@@ -507,87 +500,129 @@ func TestRequestLog(t *testing.T) {
 			"client_ip": "127.0.0.1", "user_agent": "test/1 \"\ufffd",
 		} {
 			if line[key] != want {
-				t.Errorf("%s %s: %s is %v, want %v", request.method, request.target, key, line[key], want)
+				t.Errorf("%s %s: got %s %v, want %v", request.method, request.target, key, line[key], want)
 			}
 		}
 	}
 	for _, line := range strings.Split(strings.TrimSpace(s.log.String()), "\n") {
 		if !json.Valid([]byte(line)) {
-			t.Errorf("not one line of JSON: %q", line)
+			t.Errorf("got a log line that is not JSON: %q", line)
 		}
 	}
 }
 
-func TestPlatformVersion(t *testing.T) {
-	for release, want := range map[string]string{
-		"NAME=x\nPRETTY_NAME=\"Alpine Linux v3.19\"\nID=alpine\n": "Alpine Linux v3.19",
-		"PRETTY_NAME='Some OS 1'":                                 "Some OS 1",
-		"PRETTY_NAME=Plain\r\n":                                   "Plain",
-		`PRETTY_NAME="The \"Best\" \$5 OS \\"`:                    `The "Best" $5 OS \`,
-		"PRETTY_NAME=\"\"\n":                                      runtime.GOOS,
-		"PRETTY_NAME=\"":                                          `"`,
-		"OTHER_PRETTY_NAME=x\n\xff\x00":                           runtime.GOOS,
-		"":                                                        runtime.GOOS,
-	} {
-		root := fstest.MapFS{"etc/os-release": {Data: []byte(release)}}
-		if got := platformVersion(root); got != want {
-			t.Errorf("%q: %q, want %q", release, got, want)
+func TestLogLinesAreBounded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "UTC")
+	long := strings.Repeat("x", 6000)
+	harness.Request(t, s.address, "GET", "/"+long, "User-Agent: "+long+"\r\n")
+	line := harness.WaitForLog(t, s.log, "request", 1)[0]
+	for _, key := range []string{"path", "user_agent"} {
+		if got := len(fmt.Sprint(line[key])); got != maxLogged {
+			t.Errorf("got %d bytes of %s, want %d", got, key, maxLogged)
 		}
 	}
-	if got := platformVersion(fstest.MapFS{}); got != runtime.GOOS {
-		t.Errorf("no file: %q, want %q", got, runtime.GOOS)
+}
+
+func TestRunServesBothEndpointsUntilItsContextEnds(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	stdout := &harness.Buffer{}
+	code := make(chan int)
+	go func() {
+		getenv := func(name string) string { return map[string]string{"PORT": "0", "TZ": "UTC"}[name] }
+		code <- run(ctx, nil, getenv, stdout, io.Discard)
+	}()
+	address := "127.0.0.1:" + harness.WaitForPort(t, stdout)
+	_, body := harness.Get(t, address, "/")
+	if want := `"endpoints":[{"path":"/","method":"GET","description":"Service information"},{"path":"/health","method":"GET","description":"Health check"}]`; !strings.Contains(body, want) {
+		t.Errorf("got %s, want %s", body, want)
+	}
+	if response, _ := harness.Get(t, address, "/health"); response.StatusCode != 200 {
+		t.Errorf("/health: got %d, want 200", response.StatusCode)
+	}
+	cancel()
+	if got := <-code; got != exitOK {
+		t.Errorf("got exit code %d, want %d; log:\n%s", got, exitOK, stdout)
+	}
+	if line := harness.WaitForLog(t, stdout, "draining", 1)[0]; line["reason"] != "end of context" {
+		t.Errorf("got the reason %v", line["reason"])
+	}
+}
+
+func TestVersionIsTheDefaultOfBothDockerfiles(t *testing.T) {
+	t.Parallel()
+	for _, file := range []string{"Dockerfile", "Dockerfile.single"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "\nARG VERSION=" + version + "\n"; !strings.Contains(string(text), want) {
+			t.Errorf("%s lacks %q", file, want)
+		}
 	}
 }
 
 // FuzzHandler sends any method, target and headers that net/http lets through to the handler. The
-// answer is always JSON and never a 5xx.
+// response is always JSON and never a 5xx.
 func FuzzHandler(f *testing.F) {
-	f.Add("GET", "/", "curl/8", "192.0.2.1:1")
-	f.Add("HEAD", "/health?x=1", "\xff\"<>\\\u2028", "[::ffff:192.0.2.1]:1")
-	f.Add("POST", "/%ff/%00", strings.Repeat("é", 5000), "[fe80::1%eth0]:1")
-	f.Add("OPTIONS", "*", "", "@")
-	f.Add("CONNECT", "host:1", "\t", "")
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", readSystem(fstest.MapFS{}, limits{}))
+	for _, seed := range [][4]string{
+		{"GET", "/", "curl/8", "192.0.2.1:1"},
+		{"HEAD", "/health?x=1", "\xff\"<>\\\u2028", "[::ffff:192.0.2.1]:1"},
+		{"POST", "/%ff/%00", strings.Repeat("é", 5000), "[fe80::1%eth0]:1"},
+		{"OPTIONS", "*", "", "@"},
+		{"CONNECT", "host:1", "\t", ""},
+		// What fuzzing found to reach code that the seeds above do not.
+		{"0", "\n", "0", "0"}, {"0", "0\x04", "", "0"}, {"0", "/߆߆", "0", "0"}, {"CONNECT", "0", "0", ""},
+		{"GET", "/", "curl/8", "\xff\x7f\x00\x00.0.2.1:1"}, {"0", "a", "", "0"}, {"0", ":", "0", "0"},
+		{"0", "0", "0", "0"}, {"CONNECT", "#", "0", "0"}, {"0", "/" + strings.Repeat("!", 120), "0", "0"},
+		{"0", "", "0", "0"}, {"0", "/", "0", "100.0.0.0:0"}, {"0", "/+", "0", "0"}, {"0", "/%0X0", "0", "0"},
+		{"0 ", "0", "", "0"}, {"0", "*", "\b", "0"}, {" ", "0", "0", "0"}, {"0", "?", "0", "0"},
+		{"0", "/00\"0000%00", "0", "0"}, {"0", "A00:", "0", "0"}, {"HEAD", "/health", "0", "0"},
+	} {
+		f.Add(seed[0], seed[1], seed[2], seed[3])
+	}
+	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", newSystemInfo(fstest.MapFS{}, platform.Limits{}))
 	token := regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
-	f.Fuzz(func(t *testing.T, method, target, userAgent, peer string) {
+	f.Fuzz(func(t *testing.T, method, target, userAgent, remote string) {
 		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(
 			method + " " + target + " HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + userAgent + "\r\n\r\n")))
 		if err != nil || !token.MatchString(request.Method) {
 			return // net/http answers this itself
 		}
-		request.RemoteAddr = peer
+		request.RemoteAddr = remote
 		recorder := httptest.NewRecorder()
-		handler.ServeHTTP(recorder, request)
+		svc.ServeHTTP(recorder, request)
 		if recorder.Code >= 500 {
-			t.Errorf("status %d", recorder.Code)
+			t.Errorf("got status %d", recorder.Code)
 		}
 		if request.Method == http.MethodHead {
 			return
 		}
 		if body := recorder.Body.Bytes(); !json.Valid(body) || bytes.IndexByte(body, '\n') != len(body)-1 {
-			t.Errorf("not one line of JSON: %q", body)
+			t.Errorf("got a body that is not one line of JSON: %q", body)
 		}
 	})
 }
 
-// discard is a ResponseWriter that costs nothing.
-type discard struct{ header http.Header }
+// discardWriter is a ResponseWriter that costs nothing.
+type discardWriter struct{ header http.Header }
 
-func (d discard) Header() http.Header         { return d.header }
-func (d discard) WriteHeader(int)             {}
-func (d discard) Write(p []byte) (int, error) { return len(p), nil }
+func (d discardWriter) Header() http.Header         { return d.header }
+func (d discardWriter) WriteHeader(int)             {}
+func (d discardWriter) Write(p []byte) (int, error) { return len(p), nil }
 
 // BenchmarkHandler is one request through the whole handler, its log line included.
 func BenchmarkHandler(b *testing.B) {
-	handler := newService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", readSystem(os.DirFS("/"), limits{}))
+	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", newSystemInfo(os.DirFS("/"), platform.Limits{}))
 	for _, path := range []string{"/", "/health"} {
 		b.Run("path="+path, func(b *testing.B) {
 			request := httptest.NewRequest("GET", path, nil)
 			request.Header.Set("User-Agent", "curl/8.5.0")
-			w := discard{http.Header{}}
+			w := discardWriter{http.Header{}}
 			b.ReportAllocs()
 			for i := 0; i < b.N; i++ {
-				handler.ServeHTTP(w, request)
+				svc.ServeHTTP(w, request)
 			}
 		})
 	}

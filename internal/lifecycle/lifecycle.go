@@ -1,0 +1,96 @@
+// Package lifecycle serves until the process is told to stop, and then stops in steps so that no
+// client loses a request. It logs each step. It does not install signal handlers.
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"time"
+
+	"devops-info-service/internal/connlimit"
+)
+
+// ErrRequestsCut means that requests were still in flight when the time to stop was over.
+var ErrRequestsCut = errors.New("requests were cut")
+
+// logTimeout bounds the wait for a log line during the stop, because a log that nobody reads must not
+// prevent it.
+const logTimeout = time.Second
+
+// Service is what Run serves.
+type Service struct {
+	Server   *http.Server
+	Listener *connlimit.Listener
+	Log      *slog.Logger
+
+	StartDraining   func()        // makes health checks fail
+	ShutdownDelay   time.Duration // from then until the listener closes
+	ShutdownTimeout time.Duration // from then until requests in flight are cut
+}
+
+// Run serves until a signal arrives or ctx ends. Then health checks fail, and everything is still
+// served for ShutdownDelay. After that the listener closes, and the requests in flight have
+// ShutdownTimeout to finish. A second signal ends both at once.
+func (s Service) Run(ctx context.Context, signals <-chan os.Signal) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.Listener.Serve(s.Server) }()
+
+	var reason string
+	select {
+	case err := <-failed: // net/http has retried what may pass
+		s.Log.Error("serving failed", "error", err.Error())
+		return err
+	case sig := <-signals:
+		reason = sig.String()
+	case <-ctx.Done():
+		reason = "end of context"
+	}
+
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	go func() {
+		select {
+		case sig := <-signals:
+			cancel(fmt.Errorf("a second signal: %v", sig))
+		case <-ctx.Done():
+		}
+	}()
+	s.StartDraining()
+	s.log(slog.LevelInfo, "draining", "reason", reason, "delay", s.ShutdownDelay.String())
+	select {
+	case <-time.After(s.ShutdownDelay):
+	case <-ctx.Done():
+	}
+
+	s.log(slog.LevelInfo, "stopping", "timeout", s.ShutdownTimeout.String())
+	timed, cancelTimeout := context.WithTimeoutCause(ctx, s.ShutdownTimeout, errors.New("the timeout"))
+	defer cancelTimeout()
+	// Not Server.Shutdown, because in newer Go it drops a request whose header is still arriving.
+	inFlight := s.Listener.Drain(timed)
+	reason = "all requests answered"
+	if cause := context.Cause(timed); cause != nil {
+		reason = cause.Error()
+	}
+	if inFlight > 0 {
+		s.log(slog.LevelError, "stopped, with requests cut", "reason", reason, "requests_cut", inFlight)
+		return ErrRequestsCut
+	}
+	s.log(slog.LevelInfo, "stopped", "reason", reason)
+	return nil
+}
+
+func (s Service) log(level slog.Level, message string, args ...any) {
+	logged := make(chan struct{})
+	go func() {
+		defer close(logged)
+		s.Log.Log(context.Background(), level, message, args...)
+	}()
+	select {
+	case <-logged:
+	case <-time.After(logTimeout):
+	}
+}

@@ -1,0 +1,180 @@
+// Package platform finds out what the process runs on: the operating system's release, and how many
+// processors, bytes of memory and open files its container leaves it. It reads files below a given
+// root.
+package platform
+
+import (
+	"io/fs"
+	"math"
+	"path"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
+
+// Limits is what the process may use. A nil pointer means unlimited or unknown.
+type Limits struct {
+	CPUs   *float64 // processor time, in CPUs, such as 0.5
+	Memory *int64   // bytes
+	Files  *int64   // file descriptors
+}
+
+// MaxProcs is the value of GOMAXPROCS that fits the limit: the limit rounded up, at least 1 and at
+// most current.
+func (l Limits) MaxProcs(current int) int {
+	if l.CPUs == nil || *l.CPUs >= float64(current) {
+		return current
+	}
+	return max(1, int(math.Ceil(*l.CPUs)))
+}
+
+// TuneRuntime makes the Go runtime keep to the limits, because Go 1.21 sees those of the machine. A
+// true argument keeps what the user has set by GOMAXPROCS or GOMEMLIMIT, which the runtime reads itself.
+func (l Limits) TuneRuntime(keepProcs, keepMemory bool) {
+	if !keepProcs {
+		// With more threads running than the limit pays for, the kernel stops all of them for the
+		// rest of each 100 ms.
+		runtime.GOMAXPROCS(l.MaxProcs(runtime.GOMAXPROCS(0)))
+	}
+	if !keepMemory && l.Memory != nil {
+		// Otherwise the heap would grow until the container is killed for its memory. The rest is for
+		// the kernel's socket buffers, which version 2 of control groups counts too.
+		debug.SetMemoryLimit(*l.Memory / 8 * 5)
+	}
+}
+
+// ReadLimits finds the limits of the process. Those of CPUs and memory are the tightest of its own
+// control groups and their ancestors, as far as these are mounted. What cannot be read or understood
+// counts as no limit. Both versions of control groups are read because a machine may run both at once:
+// docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max, memory.max),
+// docs.kernel.org/admin-guide/cgroup-v1/memory.html and docs.kernel.org/scheduler/sched-bwc.html.
+func ReadLimits(root fs.FS) Limits {
+	tightest := Limits{Files: openFiles(root)}
+	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
+	mounts, _ := fs.ReadFile(root, "proc/self/mountinfo")
+	for _, line := range strings.Split(string(groups), "\n") {
+		// hierarchy-ID:controllers:path (cgroups(7)); version 2 names no controllers.
+		fields := strings.SplitN(line, ":", 3)
+		if len(fields) != 3 {
+			continue
+		}
+		for _, controller := range strings.Split(fields[1], ",") {
+			mount, below := findMount(string(mounts), controller, fields[2])
+			if mount == "" {
+				continue
+			}
+			// From the process's own group up to the mounted one.
+			for {
+				group, err := fs.Sub(root, path.Join(mount, below))
+				if err != nil {
+					break
+				}
+				switch controller {
+				case "":
+					tightest.add(cpuMax(group), number(group, "memory.max"))
+				case "cpu":
+					tightest.add(cfsQuota(group), nil)
+				case "memory":
+					tightest.add(nil, number(group, "memory.limit_in_bytes"))
+				}
+				if below == "." {
+					break
+				}
+				below = path.Dir(below)
+			}
+		}
+	}
+	return tightest
+}
+
+// openFiles is the soft limit on open files in /proc/self/limits (proc_pid_limits(5)). The Go runtime
+// has raised it to the hard limit.
+func openFiles(root fs.FS) *int64 {
+	data, _ := fs.ReadFile(root, "proc/self/limits")
+	_, after, _ := strings.Cut(string(data), "Max open files")
+	fields := strings.Fields(after)
+	if len(fields) == 0 {
+		return nil
+	}
+	return positive(fields[0])
+}
+
+// add keeps the tighter of each.
+func (l *Limits) add(cpus *float64, memory *int64) {
+	if cpus != nil && (l.CPUs == nil || *cpus < *l.CPUs) {
+		l.CPUs = cpus
+	}
+	if memory != nil && (l.Memory == nil || *memory < *l.Memory) {
+		l.Memory = memory
+	}
+}
+
+// findMount returns where a controller's hierarchy is mounted (empty: nowhere; no leading slash)
+// and where in there the group is ("." is the mounted directory itself). The format of mountinfo is
+// that of proc_pid_mountinfo(5).
+func findMount(mountinfo, controller, group string) (mount, below string) {
+	for _, line := range strings.Split(mountinfo, "\n") {
+		before, after, _ := strings.Cut(line, " - ")
+		// ID, parent, device, root, mount point, … - type, source, options
+		fields, filesystem := strings.Fields(before), strings.Fields(after)
+		if len(fields) < 5 || len(filesystem) < 3 {
+			continue
+		}
+		switch {
+		case controller == "" && filesystem[0] == "cgroup2":
+		case controller != "" && filesystem[0] == "cgroup" && strings.Contains(","+filesystem[2]+",", ","+controller+","):
+		default:
+			continue
+		}
+		root := strings.TrimSuffix(fields[3], "/") + "/"
+		below, inside := strings.CutPrefix(group+"/", root)
+		if inside && !strings.Contains("/"+below, "/../") {
+			return strings.Trim(fields[4], "/"), path.Clean(strings.Trim(below, "/"))
+		}
+		if mount == "" {
+			// A container may see its own group mounted as if it were the root.
+			mount = strings.Trim(fields[4], "/")
+		}
+	}
+	return mount, "."
+}
+
+// cpuMax reads version 2's cpu.max: quota and period in microseconds, "max" for no quota.
+func cpuMax(group fs.FS) *float64 {
+	data, _ := fs.ReadFile(group, "cpu.max")
+	fields := strings.Fields(string(data))
+	if len(fields) != 2 {
+		return nil
+	}
+	return ratio(positive(fields[0]), positive(fields[1]))
+}
+
+// cfsQuota reads version 1's quota and period in microseconds; a quota of -1 is none.
+func cfsQuota(group fs.FS) *float64 {
+	return ratio(number(group, "cpu.cfs_quota_us"), number(group, "cpu.cfs_period_us"))
+}
+
+func ratio(quota, period *int64) *float64 {
+	if quota == nil || period == nil {
+		return nil
+	}
+	cpus := float64(*quota) / float64(*period)
+	return &cpus
+}
+
+// number reads a file that holds one number.
+func number(group fs.FS, name string) *int64 {
+	data, _ := fs.ReadFile(group, name)
+	return positive(strings.TrimSpace(string(data)))
+}
+
+// positive parses a number above 0. Version 1 writes "no limit" as the largest multiple of the page
+// size in 63 bits, so whatever comes near it counts as none.
+func positive(text string) *int64 {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 || n >= 1<<62 {
+		return nil
+	}
+	return &n
+}

@@ -1,0 +1,33 @@
+package platform
+
+import (
+	"runtime"
+	"testing"
+	"testing/fstest"
+)
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ release, want string }{
+		"in double quotes": {"NAME=x\nPRETTY_NAME=\"Alpine Linux v3.19\"\nID=alpine\n", "Alpine Linux v3.19"},
+		"in single quotes": {"PRETTY_NAME='Some OS 1'", "Some OS 1"},
+		"without quotes":   {"PRETTY_NAME=Plain\r\n", "Plain"},
+		"with escapes":     {`PRETTY_NAME="The \"Best\" \$5 OS \\"`, `The "Best" $5 OS \`},
+		"empty":            {"PRETTY_NAME=\"\"\n", runtime.GOOS},
+		"half a quotation": {"PRETTY_NAME=\"", `"`},
+		"no such name":     {"OTHER_PRETTY_NAME=x\n\xff\x00", runtime.GOOS},
+		"an empty file":    {"", runtime.GOOS},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := fstest.MapFS{"etc/os-release": {Data: []byte(test.release)}}
+			if got := Version(root); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	t.Run("no file", func(t *testing.T) {
+		if got := Version(fstest.MapFS{}); got != runtime.GOOS {
+			t.Errorf("got %q, want %q", got, runtime.GOOS)
+		}
+	})
+}

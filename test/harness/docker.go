@@ -1,0 +1,126 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Engine is the container engine's command: what DOCKER names, or docker.
+func Engine() string {
+	if name := os.Getenv("DOCKER"); name != "" {
+		return name
+	}
+	return "docker"
+}
+
+// Image is the image under test: what IMAGE names, or the one that make build-multi builds.
+func Image() string {
+	if name := os.Getenv("IMAGE"); name != "" {
+		return name
+	}
+	return "devops-go-multi"
+}
+
+// Docker runs a command of the engine and returns its output, both streams, and exit code.
+func Docker(t testing.TB, args ...string) (output string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, Engine(), args...)
+	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=1", "BUILDAH_FORMAT=docker")
+	text, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("no container engine: %v", err)
+	}
+	return strings.TrimSpace(string(text)), cmd.ProcessState.ExitCode()
+}
+
+// Must is Docker where the command has to succeed.
+func Must(t testing.TB, args ...string) string {
+	t.Helper()
+	output, code := Docker(t, args...)
+	if code != 0 {
+		t.Fatalf("%s %s: exit %d\n%s", Engine(), strings.Join(args, " "), code, output)
+	}
+	return output
+}
+
+var names atomic.Int64
+
+// Unique is a name for one container or image of this run.
+func Unique() string {
+	return fmt.Sprintf("devops-info-service-test-%d-%d", os.Getpid(), names.Add(1))
+}
+
+// Container starts image until the test ends and returns the container's name. The arguments are
+// those of docker run, before the image.
+func Container(t testing.TB, image string, arguments ...string) string {
+	t.Helper()
+	name := Unique()
+	t.Cleanup(func() { Docker(t, "rm", "-f", name) })
+	Must(t, append(append([]string{"run", "-d", "--name", name}, arguments...), image)...)
+	return name
+}
+
+// Published starts image with its port published, waits until /health answers 200, and returns the
+// container's name and address.
+func Published(t testing.TB, image string, arguments ...string) (name, address string) {
+	t.Helper()
+	name = Container(t, image, append([]string{"-p", "127.0.0.1::5002"}, arguments...)...)
+	address, _, _ = strings.Cut(Must(t, "port", name, "5002/tcp"), "\n")
+	WaitForHealth(t, address)
+	return name, address
+}
+
+// WaitForHealth waits until /health answers 200 at address.
+func WaitForHealth(t testing.TB, address string) {
+	t.Helper()
+	WaitFor(t, "200 from /health at "+address, func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(time.Second))
+		io.WriteString(conn, "GET /health HTTP/1.0\r\n\r\n")
+		response, _ := io.ReadAll(conn)
+		return strings.HasPrefix(string(response), "HTTP/1.0 200 ")
+	})
+}
+
+// WaitForContainerHealth waits until the engine comes to that verdict by the image's own HEALTHCHECK.
+func WaitForContainerHealth(t testing.TB, name, want string) {
+	t.Helper()
+	var got string
+	for deadline := time.Now().Add(time.Minute); got != want; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the engine's verdict is %q, want %q\n%s\n%s", got, want,
+				Must(t, "inspect", "-f", "{{json .State.Health}}", name), Must(t, "logs", name))
+		}
+		got = Must(t, "inspect", "-f", "{{.State.Health.Status}}", name)
+	}
+}
+
+// ContainerIP is the container's own address, which does not pass through the engine's proxy.
+func ContainerIP(t testing.TB, name string) string {
+	t.Helper()
+	return Must(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
+}
+
+// ContainerLog is a container's log; it prints as its content.
+type ContainerLog struct {
+	T    testing.TB
+	Name string
+}
+
+func (l ContainerLog) String() string { return Must(l.T, "logs", l.Name) }

@@ -1,0 +1,160 @@
+package harness
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// built is the service's binary, built at most once for each test binary.
+var built struct {
+	once   sync.Once
+	folder string // Main removes it
+	path   string
+	err    error
+}
+
+// Binary returns the path of the service's binary: the one that SERVICE names, or else one that is
+// built with the same flags as in the image, and with the race detector if the test has it.
+func Binary(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv("SERVICE"); path != "" {
+		return path
+	}
+	root := Root(t)
+	built.once.Do(func() {
+		if built.folder, built.err = os.MkdirTemp("", "devops-info-service-"); built.err != nil {
+			return
+		}
+		built.path = filepath.Join(built.folder, "devops-info-service")
+		args, cgo := []string{"build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-o", built.path}, "0"
+		if RaceEnabled() {
+			args, cgo = append(args, "-race"), "1"
+		}
+		build := exec.Command("go", append(args, ".")...)
+		build.Dir = root
+		build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+		if output, err := build.CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("go build: %w\n%s", err, output)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return built.path
+}
+
+// Process is the service as a process of its own. It writes to files, so that no test slows it down by
+// reading.
+type Process struct {
+	Cmd            *exec.Cmd
+	Stdout, Stderr File
+}
+
+// File is the path of a file that prints as its content.
+type File string
+
+func (f File) String() string {
+	text, _ := os.ReadFile(string(f))
+	return string(text)
+}
+
+// Prepare returns a process that has not started, with only these environment variables.
+func Prepare(t testing.TB, environment []string, args ...string) *Process {
+	t.Helper()
+	cmd := exec.Command(Binary(t), args...)
+	cmd.Env = append([]string{}, environment...) // not nil, which would mean the test's own
+	return prepare(t, cmd)
+}
+
+func prepare(t testing.TB, cmd *exec.Cmd) *Process {
+	t.Helper()
+	folder := t.TempDir()
+	create := func(name string) (*os.File, File) {
+		file, err := os.Create(filepath.Join(folder, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close() })
+		return file, File(file.Name())
+	}
+	p := &Process{Cmd: cmd}
+	cmd.Stdout, p.Stdout = create("stdout")
+	cmd.Stderr, p.Stderr = create("stderr")
+	return p
+}
+
+// Start starts the process. It is killed when the test ends.
+func (p *Process) Start(t testing.TB) {
+	t.Helper()
+	if err := p.Cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Cmd.Process.Kill(); p.Cmd.Wait() })
+}
+
+// Wait returns the exit code of a process that is about to end. After 20 seconds it is killed, and
+// the code is -1.
+func (p *Process) Wait(t testing.TB) int {
+	t.Helper()
+	kill := time.AfterFunc(20*time.Second, func() { p.Cmd.Process.Kill() })
+	defer kill.Stop()
+	p.Cmd.Wait()
+	return p.Cmd.ProcessState.ExitCode()
+}
+
+// Run runs the service to its end and returns its exit code.
+func Run(t testing.TB, environment []string, args ...string) (p *Process, code int) {
+	t.Helper()
+	p = Prepare(t, environment, args...)
+	p.Start(t)
+	return p, p.Wait(t)
+}
+
+// Launch starts the service on a free port and returns it with its address on this machine.
+func Launch(t testing.TB, environment ...string) (p *Process, address string) {
+	t.Helper()
+	p = Prepare(t, append([]string{"PORT=0"}, environment...))
+	p.Start(t)
+	return p, p.Address(t)
+}
+
+// Address waits until the service listens, and returns its address on this machine.
+func (p *Process) Address(t testing.TB) string {
+	t.Helper()
+	return net.JoinHostPort("127.0.0.1", WaitForPort(t, p.Stdout))
+}
+
+// Signal sends a signal to the process.
+func (p *Process) Signal(t testing.TB, signal os.Signal) {
+	t.Helper()
+	if err := p.Cmd.Process.Signal(signal); err != nil {
+		t.Fatalf("sending %v: %v", signal, err)
+	}
+}
+
+// Memory returns one field of a process's /proc/PID/status in bytes, such as RssAnon, which is what it
+// has to itself, or VmHWM, which is the most that was ever resident.
+func Memory(t testing.TB, pid int, field string) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, found := strings.Cut(string(status), field+":")
+	if !found {
+		t.Fatalf("process %d has no %s", pid, field)
+	}
+	kb, err := strconv.Atoi(strings.Fields(after)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kb * 1024
+}
