@@ -9,31 +9,32 @@ FROM ${RUNTIME_IMAGE} AS base
 
 # Runs on the building machine's platform and cross-compiles, so no platform needs emulation.
 FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS builder
-WORKDIR /out
-# One account more than the base has (scratch has none). Made here, so that the runtime stage
-# needs no RUN, and from the base's own files, so that the builder's release does not show.
-RUN --mount=type=bind,from=base,target=/base \
-    for file in passwd group; do \
-        if [ -f /base/etc/$file ]; then cat /base/etc/$file; fi >$file; \
-    done && \
-    echo 'mariaappgo:x:10001:10001:devops-info-service:/:/sbin/nologin' >>passwd && \
-    echo 'mariaappgo:x:10001:' >>group
 WORKDIR /src
 COPY . .
 ARG TARGETOS
 ARG TARGETARCH
 ARG VERSION
 ARG REVISION
+# Puts into /out what the image has in addition to its base. All of it is made in one step and copied in
+# one, which run again for each commit because of REVISION. So every file is newer than the commit, and a
+# release can set each file's time back to the commit's; it cannot set the time of an older, cached file.
+# The account is added to the base's own files, if it has any, and here, because scratch has no shell.
 # nethttpomithttp2: net/http speaks HTTP/2 only over TLS, and this service speaks no TLS.
-RUN --mount=type=cache,target=/root/.cache/go-build \
+RUN --mount=type=bind,from=base,target=/base \
+    --mount=type=cache,target=/root/.cache/go-build \
+    mkdir -p /out/etc /out/usr/local/bin && \
+    for file in passwd group; do \
+        if [ -f /base/etc/$file ]; then cat /base/etc/$file; fi >/out/etc/$file; \
+    done && \
+    echo 'mariaappgo:x:10001:10001:devops-info-service:/:/sbin/nologin' >>/out/etc/passwd && \
+    echo 'mariaappgo:x:10001:' >>/out/etc/group && \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
     go build -trimpath -tags nethttpomithttp2 \
     -ldflags="-s -w -X main.version=$VERSION -X main.revision=$REVISION" \
-    -o /out/devops-info-service .
+    -o /out/usr/local/bin/devops-info-service .
 
 FROM base
-COPY --from=builder /out/passwd /out/group /etc/
-COPY --from=builder /out/devops-info-service /usr/local/bin/
+COPY --from=builder /out/ /
 ARG VERSION
 ARG REVISION
 LABEL org.opencontainers.image.title="devops-info-service" \
