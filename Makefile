@@ -3,14 +3,17 @@
 DOCKER       ?= docker
 GO           ?= go
 PORT         ?= 5002
-MULTI_IMAGE  ?= devops-go-multi
-SINGLE_IMAGE ?= devops-go-single
+MULTI_IMAGE   ?= devops-go-multi
+SINGLE_IMAGE  ?= devops-go-single
+SCRATCH_IMAGE ?= devops-go-scratch
 VERSION      ?= $(shell sed -n 's/^ARG VERSION=//p' Dockerfile)
 REVISION     ?= $(shell git describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null)
 FORMAT       ?= text
 # The base images. Empty: the defaults that stand in the two Dockerfiles.
 GO_IMAGE      ?=
 RUNTIME_IMAGE ?=
+# More arguments of docker build, such as --no-cache.
+BUILD_FLAGS   ?=
 
 # For Docker 20.10 and for podman, where these are not the defaults.
 export DOCKER_BUILDKIT = 1
@@ -24,7 +27,7 @@ go_build = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags nethttpomit
 image_build = $(DOCKER) build -f $(2) -t $(1):$(VERSION) -t $(1):latest \
 	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
 	$(if $(GO_IMAGE),--build-arg GO_IMAGE=$(GO_IMAGE)) \
-	$(if $(RUNTIME_IMAGE),--build-arg RUNTIME_IMAGE=$(RUNTIME_IMAGE)) .
+	$(if $(RUNTIME_IMAGE),--build-arg RUNTIME_IMAGE=$(RUNTIME_IMAGE)) $(BUILD_FLAGS) .
 
 .PHONY: help
 help: ## print this list (the default)
@@ -40,13 +43,22 @@ run: build ## the service on this machine, in the foreground, on PORT
 
 .PHONY: test
 test: ## the tests; needs only Go
-	CGO_ENABLED=0 $(GO) test ./...
+	CGO_ENABLED=0 $(GO) test -parallel 16 ./...
+
+.PHONY: test-flood
+test-flood: build-multi ## the tests that flood the service or wait for its timeouts
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags flood -count=1 -timeout 30m -v ./test/flood
+
+bench = $(GO) test -run '^$$' -bench . -benchmem . && \
+	SERVICE=$(CURDIR)/bin/devops-info-service $(GO) test -tags bench -run '^TestBench$$' -count=1 -timeout 30m -v ./test/bench
 
 .PHONY: bench
-bench: build ## the handlers' benchmarks, and the service against a bare net/http handler
-	$(go_build) -o bin/floor ./testdata/floor
-	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem .
-	CGO_ENABLED=0 SERVICE=bin/devops-info-service FLOOR=bin/floor $(GO) test -tags bench -run '^TestBench$$' -count=1 -v .
+bench: build ## the service against bare net/http, under a client that saturates both; needs wrk
+	$(bench)
+
+.PHONY: bench-docs
+bench-docs: build ## the same, and the figures and the chart in docs/ from that one run
+	$(bench) -docs $(CURDIR)/docs
 
 .PHONY: build-multi
 build-multi: ## the multi-stage image
@@ -56,24 +68,53 @@ build-multi: ## the multi-stage image
 build-single: ## the single-stage image, for comparison
 	$(call image_build,$(SINGLE_IMAGE),Dockerfile.single)
 
+.PHONY: build-scratch
+build-scratch: override RUNTIME_IMAGE = scratch
+build-scratch: ## the multi-stage image without Alpine
+	$(call image_build,$(SCRATCH_IMAGE),Dockerfile)
+
 .PHONY: run-multi
 run-multi: build-multi ## the multi-stage image in the foreground, on PORT; removed when it stops
 	$(DOCKER) run --rm -p $(PORT):5002 $(MULTI_IMAGE):$(VERSION)
 
 .PHONY: test-image
 test-image: build-multi ## tests of the multi-stage image in a real engine
-	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 -v .
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 -timeout 30m -v ./test/image
 
 .PHONY: test-rollout
 test-rollout: build-multi ## a rolling restart behind HAProxy, under load; needs HAProxy
-	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestRollout' -count=1 -v .
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestRollout' -count=1 -v ./test/image
+
+.PHONY: test-kubernetes
+test-kubernetes: ## deploy/ in a real Kubernetes API server, built from source; needs etcd-server
+	$(GO) build -C test/kubernetes/apiserver -trimpath -ldflags='-s -w' -o ../../../bin/kubernetes/ tool
+	CGO_ENABLED=0 KUBERNETES=$(CURDIR)/bin/kubernetes $(GO) test -tags kubernetes -count=1 -v ./test/kubernetes
+
+# deploy/release reads REGISTRY, VERSION and VARIANT from the environment. The VERSION above is no version
+# to release; make does not export it, because it was not given.
+.PHONY: release
+release: ## push the image for two platforms to REGISTRY, as VERSION
+	@deploy/release
+
+.PHONY: test-release
+test-release: ## rehearse a release in the registry at localhost:5000; needs a builder and qemu-user-static
+	CGO_ENABLED=0 $(GO) test -tags release -count=1 -timeout 20m -v ./test/release
+
+# Built first, because go run ends at SIGTERM without telling the program, which then removes nothing.
+# With exec, make's signal reaches the program itself.
+compare = $(GO) build -o bin/compare ./tools/compare && \
+	DOCKER='$(DOCKER)' MAKE='$(MAKE_COMMAND)' MULTI_IMAGE='$(MULTI_IMAGE)' SINGLE_IMAGE='$(SINGLE_IMAGE)' \
+	SCRATCH_IMAGE='$(SCRATCH_IMAGE)' FORMAT='$(FORMAT)' exec bin/compare
 
 .PHONY: compare
-compare: ## build, measure and compare both images (FORMAT=text, markdown or json)
-	@DOCKER='$(DOCKER)' FORMAT='$(FORMAT)' MULTI_IMAGE='$(MULTI_IMAGE)' SINGLE_IMAGE='$(SINGLE_IMAGE)' \
-		MAKE='$(MAKE_COMMAND)' scripts/compare.sh
+compare: ## build, measure and compare the three images (FORMAT=text, markdown, json or svg)
+	@$(compare)
+
+.PHONY: docs
+docs: ## the same, and the figures and the chart in docs/ from that one run
+	@$(compare) -docs docs
 
 .PHONY: clean
-clean: ## remove bin/ and the two images
+clean: ## remove bin/ and the three images
 	rm -rf bin
-	-@$(DOCKER) rmi $(foreach image,$(MULTI_IMAGE) $(SINGLE_IMAGE),$(image):$(VERSION) $(image):latest) 2>/dev/null || true
+	-@$(DOCKER) rmi $(foreach image,$(MULTI_IMAGE) $(SINGLE_IMAGE) $(SCRATCH_IMAGE),$(image):$(VERSION) $(image):latest) 2>/dev/null || true
