@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
@@ -14,9 +12,11 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"devops-info-service/internal/jsonline"
 	"devops-info-service/internal/platform"
 )
 
@@ -36,107 +36,22 @@ const (
 	timeLayout = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
 )
 
-// infoResponse is the response to GET /. Only its second part differs between responses.
-type infoResponse struct {
-	serviceAndSystem
-	runtimeAndRequest
-	endpointList
-}
-
-type serviceAndSystem struct {
-	Service serviceInfo `json:"service"`
-	System  systemInfo  `json:"system"`
-}
-
-type runtimeAndRequest struct {
-	Runtime runtimeInfo `json:"runtime"`
-	Request requestInfo `json:"request"`
-}
-
-type endpointList struct {
-	Endpoints []endpoint `json:"endpoints"`
-}
-
-type serviceInfo struct {
-	Name        string `json:"name"`
-	Version     string `json:"version"`
-	Description string `json:"description"`
-	Framework   string `json:"framework"`
-}
-
+// systemInfo describes the machine and the container's limits.
 type systemInfo struct {
-	Hostname        string `json:"hostname"`
-	Platform        string `json:"platform"`
-	PlatformVersion string `json:"platform_version"`
-	Architecture    string `json:"architecture"`
-	CPUCount        int    `json:"cpu_count"`
-	GoVersion       string `json:"go_version"`
-
-	// The container's limits; null where unlimited or unknown.
-	CPULimit    *float64 `json:"cpu_limit"` // in CPUs, such as 0.5
-	MemoryLimit *int64   `json:"memory_limit_bytes"`
-}
-
-type runtimeInfo struct {
-	UptimeSeconds int64  `json:"uptime_seconds"`
-	UptimeHuman   string `json:"uptime_human"`
-	CurrentTime   string `json:"current_time"`
-	Timezone      string `json:"timezone"`
-}
-
-type requestInfo struct {
-	ClientIP  string `json:"client_ip"`
-	UserAgent string `json:"user_agent"`
-	Method    string `json:"method"`
-	Path      string `json:"path"`
+	hostname string
+	version  string // of the operating system
+	cpus     int
+	limits   platform.Limits
 }
 
 type endpoint struct {
-	Path        string `json:"path"`
-	Method      string `json:"method"`
-	Description string `json:"description"`
+	path, description string
+	handler           handler
 }
 
-// healthResponse is the response to GET /health.
-type healthResponse struct {
-	Status        string `json:"status"`
-	Timestamp     string `json:"timestamp"`
-	UptimeSeconds int64  `json:"uptime_seconds"`
-}
-
-// appendJSON appends the response as a line of JSON. With encoding/json, /health loses 0.05 of its
-// throughput ratio.
-func (h healthResponse) appendJSON(b []byte) []byte {
-	b = append(b, `{"status":"`...)
-	b = append(b, h.Status...)
-	b = append(b, `","timestamp":"`...)
-	b = append(b, h.Timestamp...)
-	b = append(b, `","uptime_seconds":`...)
-	b = strconv.AppendInt(b, h.UptimeSeconds, 10)
-	return append(b, "}\n"...)
-}
-
-// errorResponse is the response to every other request.
-type errorResponse struct {
-	Error   string `json:"error"`
-	Message string `json:"message"`
-	Path    string `json:"path"`
-}
-
-// logLine is the log line of a request, in the form of slog's JSON. With slog itself, / loses 0.09 of
-// its throughput ratio.
-type logLine struct {
-	Time       string  `json:"time"`
-	Level      string  `json:"level"`
-	Message    string  `json:"msg"`
-	Method     string  `json:"method"`
-	Path       string  `json:"path"`
-	Status     int     `json:"status"`
-	Bytes      int     `json:"bytes"` // of the body
-	DurationMS float64 `json:"duration_ms"`
-	ClientIP   string  `json:"client_ip"`
-	UserAgent  string  `json:"user_agent"`
-}
+// handler answers GET and, without the body, HEAD. It writes the members of the response's object and
+// returns the status.
+type handler func(r *http.Request, response *jsonline.Line) (status int)
 
 // service is the handler of every request.
 type service struct {
@@ -146,48 +61,29 @@ type service struct {
 	start     time.Time
 	location  *time.Location
 	timezone  string
-	handlers  map[string]handler // by path
+	system    systemInfo
 	endpoints []endpoint
-
-	// Every infoResponse begins and ends with these. Encoding them for each response costs 0.04 of the
-	// throughput ratio of /.
-	infoStart, infoEnd []byte
-
-	draining atomic.Bool // set when the service is told to stop
+	draining  atomic.Bool // set when the service is told to stop
+	lines     sync.Pool   // of *jsonline.Line, for responses and the log
 }
-
-// handler answers GET and, without the body, HEAD. It writes the body and returns the status.
-type handler func(r *http.Request, body *jsonBuffer) (status int)
 
 // newService returns a service without endpoints that starts now. log must write to logOutput, which
 // must take writes from several goroutines at once, as a file does. Responses show times in location,
 // under the name timezone or, if that is empty, the location's abbreviation.
 func newService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
-	s := &service{
-		log: log, logOutput: logOutput, now: now, start: now(), location: location, timezone: timezone,
-		handlers: make(map[string]handler),
+	return &service{
+		log: log, logOutput: logOutput, now: now, start: now(), location: location, timezone: timezone, system: system,
+		lines: sync.Pool{New: func() any { return jsonline.New() }},
 	}
-	start := newJSONBuffer()
-	start.WriteByte('{')
-	start.encodeMembers(serviceAndSystem{serviceInfo{serviceName, version, serviceDescription, serviceFramework}, system})
-	start.WriteByte(',')
-	s.infoStart = start.Bytes()
-	return s
 }
 
 // handle makes h the handler of path. It must not be called when the service serves already.
 func (s *service) handle(path, description string, h handler) {
-	s.handlers[path] = h
-	s.endpoints = append(s.endpoints, endpoint{path, http.MethodGet, description})
-	end := newJSONBuffer()
-	end.WriteByte(',')
-	end.encodeMembers(endpointList{s.endpoints})
-	end.WriteString("}\n")
-	s.infoEnd = end.Bytes()
+	s.endpoints = append(s.endpoints, endpoint{path, description, h})
 }
 
 // info answers GET /.
-func (s *service) info(r *http.Request, body *jsonBuffer) int {
+func (s *service) info(r *http.Request, response *jsonline.Line) int {
 	now := s.now()
 	local := now.In(s.location)
 	timezone := s.timezone
@@ -195,39 +91,70 @@ func (s *service) info(r *http.Request, body *jsonBuffer) int {
 		timezone, _ = local.Zone()
 	}
 	uptime := now.Sub(s.start)
-	body.Write(s.infoStart)
-	body.encodeMembers(&runtimeAndRequest{
-		runtimeInfo{
-			UptimeSeconds: int64(uptime / time.Second),
-			UptimeHuman:   formatUptime(uptime),
-			CurrentTime:   local.Format(timeLayout),
-			Timezone:      timezone,
-		},
-		requestInfo{
-			ClientIP:  clientIP(r),
-			UserAgent: truncate(r.UserAgent(), maxEchoed),
-			Method:    http.MethodGet, // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
-			Path:      truncate(r.URL.Path, maxEchoed),
-		},
-	})
-	body.Write(s.infoEnd)
+
+	response.BeginObject("service")
+	response.String("name", serviceName)
+	response.String("version", version)
+	response.String("description", serviceDescription)
+	response.String("framework", serviceFramework)
+	response.EndObject()
+
+	response.BeginObject("system")
+	response.String("hostname", s.system.hostname)
+	response.String("platform", runtime.GOOS)
+	response.String("platform_version", s.system.version)
+	response.String("architecture", runtime.GOARCH)
+	response.Int("cpu_count", int64(s.system.cpus))
+	response.String("go_version", runtime.Version())
+	if cpus := s.system.limits.CPUs; cpus != nil { // in CPUs, such as 0.5
+		response.Float("cpu_limit", *cpus)
+	} else {
+		response.Null("cpu_limit") // unlimited or unknown
+	}
+	if memory := s.system.limits.Memory; memory != nil {
+		response.Int("memory_limit_bytes", *memory)
+	} else {
+		response.Null("memory_limit_bytes")
+	}
+	response.EndObject()
+
+	response.BeginObject("runtime")
+	response.Int("uptime_seconds", int64(uptime/time.Second))
+	response.String("uptime_human", formatUptime(uptime))
+	response.String("current_time", local.Format(timeLayout))
+	response.String("timezone", timezone)
+	response.EndObject()
+
+	response.BeginObject("request")
+	response.String("client_ip", clientIP(r))
+	response.String("user_agent", truncate(r.UserAgent(), maxEchoed))
+	response.String("method", http.MethodGet) // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
+	response.String("path", truncate(r.URL.Path, maxEchoed))
+	response.EndObject()
+
+	response.BeginArray("endpoints")
+	for _, e := range s.endpoints {
+		response.BeginElement()
+		response.String("path", e.path)
+		response.String("method", http.MethodGet)
+		response.String("description", e.description)
+		response.EndObject()
+	}
+	response.EndArray()
 	return http.StatusOK
 }
 
 // health answers GET /health: 200 until the service is told to stop, and 503 from then on.
-func (s *service) health(_ *http.Request, body *jsonBuffer) int {
+func (s *service) health(_ *http.Request, response *jsonline.Line) int {
 	now := s.now()
-	response := healthResponse{
-		Status:        "healthy",
-		Timestamp:     now.UTC().Format(timeLayout),
-		UptimeSeconds: int64(now.Sub(s.start) / time.Second),
-	}
-	status := http.StatusOK
+	code, status := http.StatusOK, "healthy"
 	if s.draining.Load() {
-		status, response.Status = http.StatusServiceUnavailable, "draining"
+		code, status = http.StatusServiceUnavailable, "draining"
 	}
-	body.Write(response.appendJSON(body.AvailableBuffer()))
-	return status
+	response.String("status", status)
+	response.String("timestamp", now.UTC().Format(timeLayout))
+	response.Int("uptime_seconds", int64(now.Sub(s.start)/time.Second))
+	return code
 }
 
 // startDraining makes health checks fail and each response close its connection.
@@ -247,8 +174,10 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "" && r.Method != http.MethodConnect {
 		r.URL.Path = "/" // GET http://host asks for the root: RFC 9112, section 3.2.2
 	}
-	body := newJSONBuffer()
-	status := s.respond(r, body)
+	line := s.lines.Get().(*jsonline.Line)
+	defer s.lines.Put(line)
+	status := s.respond(r, line)
+	body := line.Bytes()
 
 	header := w.Header()
 	header["Content-Type"] = contentTypeJSON
@@ -262,45 +191,53 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// it sends the response.
 		header["Connection"] = closeConnection
 	}
-	if hasBody || body.Len() > 1<<10 {
-		header["Content-Length"] = []string{strconv.Itoa(body.Len())} // otherwise net/http sets it
+	if hasBody || len(body) > 1<<10 {
+		header["Content-Length"] = []string{strconv.Itoa(len(body))} // otherwise net/http sets it
 	}
 	w.WriteHeader(status)
-	written, _ := w.Write(body.Bytes()) // a failed write means that the client has disconnected
+	written, _ := w.Write(body) // a failed write means that the client has disconnected
 	if r.Method == http.MethodHead {
 		written = 0 // net/http has counted the body but not sent it
 	}
-	s.logRequest(r, status, written, received)
+	s.logRequest(r, line, status, written, received)
 }
 
 // respond writes the body of the response and returns its status. A panic becomes a 500.
-func (s *service) respond(r *http.Request, body *jsonBuffer) (status int) {
+func (s *service) respond(r *http.Request, response *jsonline.Line) (status int) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.log.Error("panic", "error", fmt.Sprint(v), "method", truncate(r.Method, maxLogged),
 				"path", truncate(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
-			body.Reset()
-			status = fail(r, body, http.StatusInternalServerError, "The service failed to answer; its log says why.")
+			response.Begin()
+			status = fail(r, response, http.StatusInternalServerError, "The service failed to answer; its log says why.")
 		}
+		response.End()
 	}()
+	response.Begin()
 	// Not http.ServeMux, because it redirects paths such as //health, and matches methods only since Go 1.22.
-	h, found := s.handlers[r.URL.Path]
-	switch {
-	case !found:
-		return fail(r, body, http.StatusNotFound, "No such path; GET / lists the endpoints.")
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return fail(r, body, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
+	for _, e := range s.endpoints {
+		switch {
+		case e.path != r.URL.Path:
+		case r.Method == http.MethodGet, r.Method == http.MethodHead:
+			return e.handler(r, response)
+		default:
+			return fail(r, response, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
+		}
 	}
-	return h(r, body)
+	return fail(r, response, http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
 
-func fail(r *http.Request, body *jsonBuffer, status int, message string) int {
-	body.encode(errorResponse{http.StatusText(status), message, truncate(r.URL.Path, maxEchoed)})
+// fail writes the response to a request that no endpoint answers.
+func fail(r *http.Request, response *jsonline.Line, status int, message string) int {
+	response.String("error", http.StatusText(status))
+	response.String("message", message)
+	response.String("path", truncate(r.URL.Path, maxEchoed))
 	return status
 }
 
-// logRequest logs a successful health check at DEBUG, a 5xx at ERROR and every other request at INFO.
-func (s *service) logRequest(r *http.Request, status, bytes int, received time.Time) {
+// logRequest logs a successful health check at DEBUG, a 5xx at ERROR and every other request at INFO, in
+// the form of slog's JSON.
+func (s *service) logRequest(r *http.Request, line *jsonline.Line, status, bytes int, received time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case status >= 500:
@@ -312,52 +249,19 @@ func (s *service) logRequest(r *http.Request, status, bytes int, received time.T
 		return
 	}
 	duration := time.Since(received)
-	line := newJSONBuffer()
-	line.encode(&logLine{
-		Time:       received.Add(duration).Format(time.RFC3339Nano),
-		Level:      level.String(),
-		Message:    "request",
-		Method:     truncate(r.Method, maxLogged),
-		Path:       truncate(r.URL.Path, maxLogged),
-		Status:     status,
-		Bytes:      bytes,
-		DurationMS: float64(duration.Microseconds()) / 1000,
-		ClientIP:   clientIP(r),
-		UserAgent:  truncate(r.UserAgent(), maxLogged),
-	})
+	line.Begin()
+	line.String("time", received.Add(duration).Format(time.RFC3339Nano))
+	line.String("level", level.String())
+	line.String("msg", "request")
+	line.String("method", truncate(r.Method, maxLogged))
+	line.String("path", truncate(r.URL.Path, maxLogged))
+	line.Int("status", int64(status))
+	line.Int("bytes", int64(bytes)) // of the body
+	line.Float("duration_ms", float64(duration.Microseconds())/1000)
+	line.String("client_ip", clientIP(r))
+	line.String("user_agent", truncate(r.UserAgent(), maxLogged))
+	line.End()
 	s.logOutput.Write(line.Bytes())
-}
-
-// jsonBuffer encodes values as JSON.
-type jsonBuffer struct {
-	bytes.Buffer
-	encoder *json.Encoder
-}
-
-func newJSONBuffer() *jsonBuffer {
-	b := &jsonBuffer{}
-	b.encoder = json.NewEncoder(&b.Buffer)
-	// With angle brackets escaped, six bytes for one, a client could get a response of several times
-	// the size of its request.
-	b.encoder.SetEscapeHTML(false)
-	return b
-}
-
-// encode appends v and a newline.
-func (b *jsonBuffer) encode(v any) {
-	if err := b.encoder.Encode(v); err != nil {
-		panic(err) // a type of this file that JSON cannot express
-	}
-}
-
-// encodeMembers appends the members of the object v, without its braces.
-func (b *jsonBuffer) encodeMembers(v any) {
-	start := b.Len()
-	b.encode(v)
-	object := b.Bytes()[start:]
-	members := object[len("{") : len(object)-len("}\n")]
-	copy(object, members)
-	b.Truncate(start + len(members))
 }
 
 // newSystemInfo describes the machine whose root directory is root, and the container's limits.
@@ -366,16 +270,7 @@ func newSystemInfo(root fs.FS, limits platform.Limits) systemInfo {
 	if err != nil {
 		hostname = "unknown"
 	}
-	return systemInfo{
-		Hostname:        hostname,
-		Platform:        runtime.GOOS,
-		PlatformVersion: platform.Version(root),
-		Architecture:    runtime.GOARCH,
-		CPUCount:        runtime.NumCPU(),
-		GoVersion:       runtime.Version(),
-		CPULimit:        limits.CPUs,
-		MemoryLimit:     limits.Memory,
-	}
+	return systemInfo{hostname, platform.Version(root), runtime.NumCPU(), limits}
 }
 
 // clientIP is the address of the connection's other end, without port, brackets or interface. An
@@ -389,11 +284,8 @@ func clientIP(r *http.Request) string {
 	return client.Addr().Unmap().WithZone("").String()
 }
 
-// truncate returns at most the first limit bytes of s, as valid UTF-8: each run of other bytes becomes
-// one U+FFFD.
-func truncate(s string, limit int) string {
-	return strings.ToValidUTF8(s[:min(len(s), limit)], "\ufffd")
-}
+// truncate returns at most the first limit bytes of s.
+func truncate(s string, limit int) string { return s[:min(len(s), limit)] }
 
 // formatUptime names the two largest units of d that are not zero, such as "1 hour, 3 minutes". Less
 // than a second is "0 seconds".

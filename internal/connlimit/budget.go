@@ -5,21 +5,20 @@ import (
 	"syscall"
 )
 
-// The memory of a connection at its worst, in bytes, is what the process holds (the header, the
-// response, a stack and net/http's buffers, up to 48 KiB) and what the kernel holds (16 KiB of requests
-// that have not been read, and up to 48 KiB of a response that the client does not take). Version 2 of
-// control groups charges both to the container. So with the rest of the process,
+// At its worst, a connection costs up to 48 KiB in the process (its header, the response, a stack and
+// net/http's buffers) and up to 64 KiB in the kernel (requests that have not been read, and a response
+// that the client does not take). Version 2 of control groups charges both to the container. So
 // bound × connectionCost + processCost stays below the container's limit.
 const (
-	connectionCost = 112 << 10
-	processCost    = 8 << 20
-
-	// socketBuffer bounds the kernel's part, each way. Linux doubles it, and lets one write exceed it.
-	socketBuffer = 8 << 10
+	connectionCost = 112 << 10 // bytes
+	processCost    = 8 << 20   // bytes, with no connection open
 
 	minConnections = 32    // however little memory there is
 	maxConnections = 16384 // however much
 	reservedFiles  = 16    // file descriptors that are not for connections
+
+	// socketBuffer is the size in bytes of each of a connection's two kernel buffers. Linux doubles it.
+	socketBuffer = 8 << 10
 )
 
 // Max is the number of connections that fit into memory, in bytes, and into files, a limit on file
@@ -35,9 +34,9 @@ func Max(memory, files *int64) int {
 	return int(n)
 }
 
-// setBuffers bounds the buffers of the connections that listener accepts, which inherit them. After
-// accepting it would be too late, because clients send before: 5,000 that never read took 25 MB of
-// the kernel's memory for 256 connections that way.
+// setBuffers sets the buffers of the connections that listener accepts, which inherit them. Setting
+// them after Accept would be too late, because clients send before that: 5,000 clients that never read
+// took 25 MB of the kernel's memory that way.
 func setBuffers(listener *net.TCPListener) {
 	raw, err := listener.SyscallConn()
 	if err != nil {

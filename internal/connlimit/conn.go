@@ -1,6 +1,7 @@
 package connlimit
 
 import (
+	"bytes"
 	"container/list"
 	"errors"
 	"net"
@@ -14,23 +15,21 @@ const (
 	maxHeaderLines = 100
 
 	// stalledAfter is how long a response may take when slots are needed. One that takes longer has a
-	// client that does not read, because a handler takes microseconds and the kernel takes most
-	// responses at once. With 250 ms, 5,000 such clients hid /health for more than five seconds.
+	// client that does not read, because a handler takes microseconds.
 	stalledAfter = 100 * time.Millisecond
 
-	lingerTime = 2 * time.Second // how long a closed connection waits until its client closes it too
-
-	newFor = 250 * time.Millisecond // how long the first request of a connection may be on its way
+	newFor     = 250 * time.Millisecond // how long the first request of a connection may be on its way
+	lingerTime = 2 * time.Second        // how long a closed connection waits until its client closes it too
 )
 
 var errTooManyLines = errors.New("the request's header has too many lines")
 
-// state is what a connection does.
 type state int
 
 const (
-	starting   state = iota // its goroutine has not run yet
-	reading                 // waits for a request or for the rest of one
+	starting   state = iota // the connection's goroutine has not run yet; its request may be in the kernel
+	fresh                   // waits for its first request, or for the rest of it
+	idle                    // waits for another request, or for the rest of one
 	responding              // from the end of a request's header until the kernel has taken the response
 	closing                 // waits until the client has taken the last response
 	evicted
@@ -39,14 +38,12 @@ const (
 // conn is a connection of a Listener.
 type conn struct {
 	*net.TCPConn
-	accepted time.Time
-	element  *list.Element
+	element *list.Element
 
 	mu        sync.Mutex
 	state     state
-	since     time.Time // when the state began
-	responded bool      // it has begun a response
-	completed bool      // it has completed one since evict last looked
+	since     time.Time // when it became fresh, or began to respond
+	completed bool      // a response, since evict last looked
 
 	requests int  // that have arrived and have no response yet
 	lines    int  // of the header that is arriving, with its request line
@@ -57,17 +54,18 @@ type conn struct {
 func (c *conn) enter(next state) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state == evicted {
+	switch {
+	case c.state == evicted:
 		return false
-	}
-	if next == responding {
-		c.responded = true
+	case next == fresh:
+		c.since = time.Now()
+	case next == responding:
+		c.since = time.Now()
 		c.requests--
-	}
-	if c.state == responding {
+	case c.state == responding:
 		c.completed = true
 	}
-	c.state, c.since = next, time.Now()
+	c.state = next
 	return true
 }
 
@@ -81,49 +79,47 @@ func (c *conn) Read(p []byte) (int, error) {
 	case lines > 1+maxHeaderLines:
 		return 0, errTooManyLines
 	case state == starting:
-		c.enter(reading)
+		c.enter(fresh)
 	case state == responding && len(p) > 1:
-		// While a handler runs, net/http reads ahead by one byte. A longer read is of the body, which
+		// While a handler runs, net/http reads ahead by one byte. A longer read is of a body, which
 		// net/http drops after the response and before it closes the connection.
 		c.enter(closing)
 	}
 	n, err := c.TCPConn.Read(p)
-	if n > 0 {
-		n = c.count(p[:n])
-	}
-	return n, err
+	return c.count(p[:n]), err
 }
 
-// count returns the length of p up to the first line too many.
+// count counts the lines and requests in p, unless it is of a body that is dropped. It returns the
+// length of p up to the first line too many.
 func (c *conn) count(p []byte) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state == closing {
-		return len(p)
-	}
-	for i, b := range p {
+	for rest := p; len(rest) > 0 && c.state != closing; {
+		line, after, ended := bytes.Cut(rest, []byte("\n"))
+		c.inLine = c.inLine || len(bytes.TrimRight(line, "\r")) > 0
+		if !ended {
+			break
+		}
 		switch {
-		case b == '\r':
-		case b != '\n':
-			c.inLine = true
 		case c.inLine:
 			c.inLine = false
 			c.lines++
 			if c.lines > 1+maxHeaderLines {
-				return i
+				return len(p) - len(after) - 1
 			}
 		case c.lines > 0: // an empty line ends the header
 			c.lines = 0
 			c.requests++
 		}
+		rest = after
 	}
 	return len(p)
 }
 
-// Close closes the connection. After a response it first waits until the client has closed its side,
-// because the response is in the kernel's memory until then, and the slot must stay taken.
+// Close closes the connection. It first waits until the client has closed its side, because the last
+// response is in the kernel's memory until then, and the slot must stay taken.
 func (c *conn) Close() error {
-	if c.enter(closing) && c.responded {
+	if c.enter(closing) {
 		c.CloseWrite()
 		c.SetReadDeadline(time.Now().Add(lingerTime))
 		c.TCPConn.Read(make([]byte, 1))
@@ -137,31 +133,19 @@ func (c *conn) Close() error {
 func (c *conn) evict(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	wait := patience
 	switch {
 	case c.state == starting || c.state == evicted:
 		return false
-	case c.state != closing && c.completed:
+	case c.completed:
 		c.completed = false
 		return false
-	case c.state == responding:
-		wait = stalledAfter
-	}
-	if now.Sub(c.since) < wait {
+	case c.state == fresh && now.Sub(c.since) < patience, c.state == responding && now.Sub(c.since) < stalledAfter:
 		return false
 	}
-	c.state, c.since = evicted, now
+	c.state = evicted
 	c.SetLinger(0)
 	c.TCPConn.Close()
 	return true
-}
-
-// ending reports whether the connection was just evicted and its goroutine has not ended yet, which takes
-// a while if the process gets little processor time.
-func (c *conn) ending(now time.Time) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.state == evicted && now.Sub(c.since) < stalledAfter
 }
 
 // inFlight reports whether a request, or a part of one, has arrived without a response yet or may be
@@ -170,8 +154,10 @@ func (c *conn) inFlight() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch c.state {
-	case starting, reading:
-		return c.requests > 0 || c.lines > 0 || c.inLine || !c.responded && time.Since(c.accepted) < newFor
+	case starting, responding:
+		return true
+	case fresh, idle:
+		return c.requests > 0 || c.lines > 0 || c.inLine || c.state == fresh && time.Since(c.since) < newFor
 	}
-	return c.state == responding
+	return false
 }

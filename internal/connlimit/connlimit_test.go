@@ -117,15 +117,15 @@ func (s *testServer) dialIdle(t testing.TB, n int) []client {
 func (s *testServer) waitUntilIdle(t testing.TB, n int) {
 	t.Helper()
 	harness.WaitFor(t, "idle connections", func() bool {
-		idle := 0
+		waiting := 0
 		for _, c := range s.connections() {
 			c.mu.Lock()
-			if c.state == reading && time.Since(c.since) > patience {
-				idle++
+			if c.state == idle || c.state == fresh && time.Since(c.since) > patience {
+				waiting++
 			}
 			c.mu.Unlock()
 		}
-		return idle == n
+		return waiting == n
 	})
 }
 
@@ -238,14 +238,15 @@ func TestWhenAConnectionIsEvicted(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		prepare func(client)
+		state   state
 		steps   []step
 	}{
-		{"silent", func(client) {}, []step{{0, false}, {patience - 1, false}, {patience, true}, {time.Hour, false}}},
-		{"idle after a request", func(c client) { c.get(t) }, []step{{time.Hour, false}, {patience - 1, false}, {patience, true}}},
+		{"silent", func(client) {}, fresh, []step{{0, false}, {patience - 1, false}, {patience, true}, {time.Hour, false}}},
+		{"idle after a request", func(c client) { c.get(t) }, idle, []step{{time.Hour, false}, {time.Hour, true}}},
 		{"in a handler", func(c client) {
 			harness.Write(t, c, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
 			<-s.entered
-		}, []step{{patience, false}, {stalledAfter - 1, false}, {stalledAfter, true}}},
+		}, responding, []step{{patience, false}, {stalledAfter - 1, false}, {stalledAfter, true}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := s.dial(t)
@@ -259,7 +260,7 @@ func TestWhenAConnectionIsEvicted(t *testing.T) {
 				conn = conns[0]
 				conn.mu.Lock()
 				defer conn.mu.Unlock()
-				return conn.state == responding && test.name == "in a handler" || conn.state == reading
+				return conn.state == test.state
 			})
 			since := conn.since
 			for _, step := range test.steps {

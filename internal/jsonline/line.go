@@ -1,0 +1,107 @@
+// Package jsonline writes one object as a line of JSON, member by member and without reflection. It does
+// not check that the caller ends what it has begun.
+package jsonline
+
+import (
+	"strconv"
+	"strings"
+)
+
+// Line is a line of JSON.
+type Line struct{ bytes []byte }
+
+// New returns an empty line with the memory that most lines need.
+func New() *Line { return &Line{make([]byte, 0, 1024)} }
+
+// Bytes returns the line. It is valid until the next call of a method.
+func (l *Line) Bytes() []byte { return l.bytes }
+
+// Begin empties the line and begins its object.
+func (l *Line) Begin() { l.bytes = append(l.bytes[:0], '{') }
+
+// End ends the line's object and the line.
+func (l *Line) End() { l.bytes = append(l.bytes, "}\n"...) }
+
+// BeginObject begins a member that is an object.
+func (l *Line) BeginObject(name string) {
+	l.name(name)
+	l.bytes = append(l.bytes, '{')
+}
+
+// BeginArray begins a member that is an array of objects.
+func (l *Line) BeginArray(name string) {
+	l.name(name)
+	l.bytes = append(l.bytes, '[')
+}
+
+// BeginElement begins an object in an array.
+func (l *Line) BeginElement() {
+	l.comma()
+	l.bytes = append(l.bytes, '{')
+}
+
+// EndObject ends an object that is a member or an element.
+func (l *Line) EndObject() { l.bytes = append(l.bytes, '}') }
+
+// EndArray ends an array.
+func (l *Line) EndArray() { l.bytes = append(l.bytes, ']') }
+
+// String adds a member. Each run of bytes that are not UTF-8 becomes one U+FFFD. Angle brackets are not
+// escaped, because a client could get six bytes for one that way.
+func (l *Line) String(name, value string) {
+	l.name(name)
+	l.quote(strings.ToValidUTF8(value, "\ufffd"))
+}
+
+// Int adds a member.
+func (l *Line) Int(name string, value int64) {
+	l.name(name)
+	l.bytes = strconv.AppendInt(l.bytes, value, 10)
+}
+
+// Float adds a member. The value must be finite.
+func (l *Line) Float(name string, value float64) {
+	l.name(name)
+	l.bytes = strconv.AppendFloat(l.bytes, value, 'f', -1, 64)
+}
+
+// Null adds a member.
+func (l *Line) Null(name string) {
+	l.name(name)
+	l.bytes = append(l.bytes, "null"...)
+}
+
+func (l *Line) name(name string) {
+	l.comma()
+	l.quote(name)
+	l.bytes = append(l.bytes, ':')
+}
+
+// comma separates what follows from what came before in the same object or array, if anything did.
+func (l *Line) comma() {
+	if last := l.bytes[len(l.bytes)-1]; last != '{' && last != '[' {
+		l.bytes = append(l.bytes, ',')
+	}
+}
+
+// quote adds a string and escapes what RFC 8259, section 7, requires.
+func (l *Line) quote(s string) {
+	const hex = "0123456789abcdef"
+	b := append(l.bytes, '"')
+	start := 0 // of what is not yet in b
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c >= ' ' && c != '"' && c != '\\' {
+			continue
+		}
+		b = append(b, s[start:i]...)
+		if c < ' ' {
+			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		} else {
+			b = append(b, '\\', c)
+		}
+		start = i + 1
+	}
+	b = append(b, s[start:]...)
+	l.bytes = append(b, '"')
+}

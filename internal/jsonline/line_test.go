@@ -1,0 +1,81 @@
+package jsonline
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestLine(t *testing.T) {
+	t.Parallel()
+	l := New()
+	for i := 0; i < 2; i++ { // Begin empties the line
+		l.Begin()
+		l.String("string", "a")
+		l.BeginObject("empty")
+		l.EndObject()
+		l.BeginObject("object")
+		l.Int("int", -1)
+		l.Float("float", 0.25)
+		l.EndObject()
+		l.BeginArray("none")
+		l.EndArray()
+		l.BeginArray("array")
+		for _, value := range []int64{1, 2} {
+			l.BeginElement()
+			l.Int("n", value)
+			l.EndObject()
+		}
+		l.EndArray()
+		l.Null("null")
+		l.End()
+		const want = `{"string":"a","empty":{},"object":{"int":-1,"float":0.25},"none":[],"array":[{"n":1},{"n":2}],"null":null}` + "\n"
+		if got := string(l.Bytes()); got != want {
+			t.Errorf("got\n%s, want\n%s", got, want)
+		}
+	}
+}
+
+// FuzzLine compares the line with what encoding/json reads in it.
+func FuzzLine(f *testing.F) {
+	for _, seed := range []struct {
+		name, value string
+		number      float64
+	}{
+		{"", "", 0},
+		{"quotes", `say "hi" \ back`, 0.001},
+		{"control characters", "\x00\x1f\x7f\t\r\n", -1.5},
+		{"markup", "<script>&amp;</script>", 1e21},
+		{"invalid", "\xff\xfe, \xe9", 1e-9},
+		{"line separators", "\u2028\u2029", 12345.678},
+		{"{", "[", 3}, {"x{", "{[", 3},
+	} {
+		f.Add(seed.name, seed.value, seed.number)
+	}
+	f.Fuzz(func(t *testing.T, name, value string, number float64) {
+		if number != number || number-number != 0 {
+			return // not finite
+		}
+		name = strings.ToValidUTF8(name, "") // names are constants
+		l := New()
+		l.Begin()
+		l.BeginObject("strings")
+		l.String(name, value)
+		l.EndObject()
+		l.Float("number", number)
+		l.End()
+		type line struct {
+			Strings map[string]string
+			Number  float64
+		}
+		var got line
+		if err := json.Unmarshal(l.Bytes(), &got); err != nil {
+			t.Fatalf("%v in %q", err, l.Bytes())
+		}
+		want := line{map[string]string{name: strings.ToValidUTF8(value, "\ufffd")}, number}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	})
+}
