@@ -25,10 +25,9 @@ const (
 	serviceDescription = "DevOps course info service"
 	serviceFramework   = "Go net/http"
 
-	// maxEchoed bounds, in bytes, each part of a request that a response repeats. It is the size of
-	// the largest header that common clients send, and the kernel takes such a response at once, so
-	// no memory is held for a client that does not read it.
-	maxEchoed = 8 << 10
+	// maxEchoed bounds, in bytes, each part of a request that a response repeats, so that the kernel
+	// takes the response at once and no memory is held for a client that does not read it.
+	maxEchoed = 4 << 10
 
 	// maxLogged bounds, in bytes, each part of a request that a log line repeats.
 	maxLogged = 1 << 10

@@ -329,7 +329,7 @@ func TestResponseDoesNotWaitForTheBody(t *testing.T) {
 func TestUserAgentIsRepeatedAsValidUTF8(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
-	long := strings.Repeat("a", 8<<10)
+	long := strings.Repeat("a", maxEchoed)
 	for name, test := range map[string]struct{ sent, want string }{
 		"empty":                     {"", ""},
 		"quotes and backslash":      {`say "hi" \ back`, `say "hi" \ back`},
@@ -337,9 +337,9 @@ func TestUserAgentIsRepeatedAsValidUTF8(t *testing.T) {
 		"latin-1":                   {"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd"},
 		"UTF-8":                     {"naïve ☕ \u2028", "naïve ☕ \u2028"},
 		"tab":                       {"tab\there", "tab\there"},
-		"8 KiB":                     {long, long},
-		"more than 8 KiB":           {long + "cut", long},
-		"8 KiB end inside a letter": {long[1:] + "é", long[1:] + "\ufffd"},
+		"4 KiB":                     {long, long},
+		"more than 4 KiB":           {long + "cut", long},
+		"4 KiB end inside a letter": {long[1:] + "é", long[1:] + "\ufffd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := s.info(t, "User-Agent: "+test.sent+"\r\n").Request.UserAgent; got != test.want {

