@@ -43,7 +43,7 @@ type conn struct {
 
 	mu        sync.Mutex
 	state     state
-	since     time.Time // when it became fresh, or began to respond
+	since     time.Time // when the state began
 	completed bool      // a response, since evict last looked
 
 	requests int  // that have arrived and have no response yet
@@ -58,15 +58,12 @@ func (c *conn) enter(next state) bool {
 	switch {
 	case c.state == evicted:
 		return false
-	case next == fresh:
-		c.since = time.Now()
 	case next == responding:
-		c.since = time.Now()
 		c.requests--
 	case c.state == responding:
 		c.completed = true
 	}
-	c.state = next
+	c.state, c.since = next, time.Now()
 	return true
 }
 
@@ -134,13 +131,17 @@ func (c *conn) Close() error {
 func (c *conn) evict(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	wait := patience
 	switch {
 	case c.state == starting || c.state == evicted:
 		return false
-	case c.completed:
+	case c.completed && c.state != closing:
 		c.completed = false
 		return false
-	case c.state == fresh && now.Sub(c.since) < patience, c.state == responding && now.Sub(c.since) < stalledAfter:
+	case c.state == responding:
+		wait = stalledAfter
+	}
+	if now.Sub(c.since) < wait {
 		return false
 	}
 	c.state = evicted

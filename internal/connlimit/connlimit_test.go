@@ -120,7 +120,7 @@ func (s *testServer) waitUntilIdle(t testing.TB, n int) {
 		waiting := 0
 		for _, c := range s.connections() {
 			c.mu.Lock()
-			if c.state == idle || c.state == fresh && time.Since(c.since) > patience {
+			if (c.state == idle || c.state == fresh) && time.Since(c.since) > patience {
 				waiting++
 			}
 			c.mu.Unlock()
@@ -242,7 +242,7 @@ func TestWhenAConnectionIsEvicted(t *testing.T) {
 		steps   []step
 	}{
 		{"silent", func(client) {}, fresh, []step{{0, false}, {patience - 1, false}, {patience, true}, {time.Hour, false}}},
-		{"idle after a request", func(c client) { c.get(t) }, idle, []step{{time.Hour, false}, {time.Hour, true}}},
+		{"idle after a request", func(c client) { c.get(t) }, idle, []step{{time.Hour, false}, {patience - 1, false}, {patience, true}}},
 		{"in a handler", func(c client) {
 			harness.Write(t, c, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
 			<-s.entered
