@@ -2,7 +2,6 @@ package connlimit
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -117,15 +116,15 @@ func (s *testServer) dialIdle(t testing.TB, n int) []client {
 func (s *testServer) waitUntilIdle(t testing.TB, n int) {
 	t.Helper()
 	harness.WaitFor(t, "idle connections", func() bool {
-		waiting := 0
+		ready := 0
 		for _, c := range s.connections() {
 			c.mu.Lock()
-			if (c.state == idle || c.state == fresh) && time.Since(c.since) > patience {
-				waiting++
+			if c.state == waiting && time.Since(c.since) > patience {
+				ready++
 			}
 			c.mu.Unlock()
 		}
-		return waiting == n
+		return ready == n
 	})
 }
 
@@ -241,8 +240,8 @@ func TestWhenAConnectionIsEvicted(t *testing.T) {
 		state   state
 		steps   []step
 	}{
-		{"silent", func(client) {}, fresh, []step{{0, false}, {patience - 1, false}, {patience, true}, {time.Hour, false}}},
-		{"idle after a request", func(c client) { c.get(t) }, idle, []step{{time.Hour, false}, {patience - 1, false}, {patience, true}}},
+		{"silent", func(client) {}, waiting, []step{{0, false}, {patience - 1, false}, {patience, true}, {time.Hour, false}}},
+		{"idle after a request", func(c client) { c.get(t) }, waiting, []step{{time.Hour, false}, {patience - 1, false}, {patience, true}}},
 		{"in a handler", func(c client) {
 			harness.Write(t, c, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
 			<-s.entered
@@ -449,7 +448,7 @@ func TestCountDoesNotDependOnThePackets(t *testing.T) {
 	t.Parallel()
 	sent := []byte(request + "\r\nGET / HTTP/1.1\n" + fields(101) + "\r\n")
 	want := new(conn).count(sent)
-	if want >= len(sent) || !bytes.HasPrefix(sent[want:], []byte("\n\r\n")) {
+	if want >= len(sent) || string(sent[want:]) != "\r\n" {
 		t.Fatalf("the count ends at %q, want the end of line 101", sent[want:])
 	}
 	for size := 1; size < len(sent); size++ {
@@ -588,12 +587,13 @@ func TestDrainDoesNotWaitForConnectionsWithoutARequest(t *testing.T) {
 func TestDrainReturnsTheRequestsInFlightWhenItsContextEnds(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, 100, io.Discard)
-	for i := 0; i < 3; i++ {
-		c := s.dial(t)
+	clients := []client{s.dial(t), s.dial(t), s.dial(t)}
+	for _, c := range clients {
 		c.get(t)
-		if i > 0 {
-			harness.Write(t, c, "GET / HT")
-		}
+	}
+	s.waitUntilInFlight(t, 0)
+	for _, c := range clients[1:] {
+		harness.Write(t, c, "GET / HT")
 	}
 	s.waitUntilInFlight(t, 2)
 	ctx, cancel := context.WithCancel(context.Background())

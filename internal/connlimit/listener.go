@@ -27,14 +27,11 @@ type Listener struct {
 	log     *slog.Logger
 	slots   chan struct{} // has one element for each open connection
 	waiting atomic.Bool   // a new connection waits for a slot
-	served  chan struct{} // is closed when Serve returns
-	changed chan struct{} // receives when a connection has changed its state
 
 	mu        sync.Mutex
 	conns     *list.List // of *conn; evict looks at the front first
 	batch     int        // how many connections the next evict may close
 	evictedAt time.Time
-	loggedAt  time.Time
 }
 
 // New returns a Listener that accepts from listener and holds at most max connections.
@@ -44,8 +41,6 @@ func New(listener *net.TCPListener, max int, log *slog.Logger) *Listener {
 		TCPListener: listener,
 		log:         log,
 		slots:       make(chan struct{}, max),
-		served:      make(chan struct{}),
-		changed:     make(chan struct{}, 1),
 		conns:       list.New(),
 	}
 }
@@ -53,7 +48,6 @@ func New(listener *net.TCPListener, max int, log *slog.Logger) *Listener {
 // Serve serves the connections with server until Drain, or until accepting fails. It sets
 // server.ConnState. Handlers must not read the request's body.
 func (l *Listener) Serve(server *http.Server) error {
-	defer close(l.served)
 	handler := server.Handler
 	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if l.waiting.Load() {
@@ -66,13 +60,9 @@ func (l *Listener) Serve(server *http.Server) error {
 		case http.StateActive: // the request's header has been read
 			c.(*conn).enter(responding)
 		case http.StateIdle: // the kernel has taken the response
-			c.(*conn).enter(idle)
+			c.(*conn).enter(busy)
 		case http.StateClosed:
 			l.release(c.(*conn))
-		}
-		select {
-		case l.changed <- struct{}{}:
-		default:
 		}
 	}
 	return server.Serve(l)
@@ -84,11 +74,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.acquire()
 	c := &conn{TCPConn: tcp}
 	l.mu.Lock()
 	c.element = l.conns.PushBack(c)
 	l.mu.Unlock()
+	l.acquire()
 	return c, nil
 }
 
@@ -100,13 +90,11 @@ func (l *Listener) acquire() {
 	}
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
-	ticker := time.NewTicker(patience)
-	defer ticker.Stop()
 	for {
 		select {
 		case l.slots <- struct{}{}:
 			return
-		case <-ticker.C:
+		case <-time.After(patience):
 			l.evict()
 		}
 	}
@@ -120,14 +108,15 @@ func (l *Listener) release(c *conn) {
 }
 
 // evict closes connections by second chance (the CLOCK algorithm): one that has completed a request
-// since evict last looked at it is spared. It closes one connection, and within a second twice as many
-// each time. So one new client costs one idle client its connection, and a flood of 5,000 clients is
-// over within seconds.
+// since evict last looked at it is spared. It closes one connection, and within a second four times as
+// many each time. So one new client costs one idle client its connection, and a flood of 5,000 clients
+// is over within two seconds.
 func (l *Listener) evict() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	if now.Sub(l.evictedAt) > time.Second {
+	first := now.Sub(l.evictedAt) > time.Second
+	if first {
 		l.batch = 1
 	}
 	closed := 0
@@ -141,9 +130,8 @@ func (l *Listener) evict() {
 	if closed == 0 {
 		return
 	}
-	l.evictedAt, l.batch = now, min(2*l.batch, cap(l.slots))
-	if now.Sub(l.loggedAt) > time.Minute { // one line for a flood
-		l.loggedAt = now
+	l.evictedAt, l.batch = now, min(4*l.batch, cap(l.slots))
+	if first {
 		// In a goroutine, because a log that nobody reads must not stop the listener.
 		go l.log.Warn("all connection slots are taken; closing connections that complete no requests", "slots", cap(l.slots))
 	}
@@ -153,17 +141,15 @@ func (l *Listener) evict() {
 // requests are in flight then.
 func (l *Listener) Drain(ctx context.Context) int {
 	l.Close()
-	served, noneNew := l.served, time.After(newFor)
+	ticker := time.NewTicker(5 * time.Millisecond) // http.Server.Shutdown polls too
+	defer ticker.Stop()
 	for {
 		n := l.inFlight()
-		if n == 0 && served == nil {
+		if n == 0 {
 			return 0
 		}
 		select {
-		case <-served: // now conns has every connection that was accepted
-			served = nil
-		case <-noneNew:
-		case <-l.changed:
+		case <-ticker.C:
 		case <-ctx.Done():
 			return n
 		}

@@ -142,8 +142,12 @@ func TestEverythingIsServedDuringTheDelay(t *testing.T) {
 	s := start(t, time.Hour, time.Hour, nil)
 	s.signals <- syscall.SIGTERM
 	harness.WaitForLog(t, s.log, "draining", 1)
-	if response, _ := harness.Get(t, s.address, "/"); response.StatusCode != 200 || !s.draining.Load() {
-		t.Errorf("got %d, draining %v, want 200 and true", response.StatusCode, s.draining.Load())
+	conn := harness.Dial(t, s.address)
+	harness.Write(t, conn, "GET / HTTP/1.0\r\n\r\n")
+	// To its end, because until the service has closed the connection, the request may be in flight.
+	response, err := io.ReadAll(conn)
+	if err != nil || !strings.HasPrefix(string(response), "HTTP/1.0 200 ") || !s.draining.Load() {
+		t.Errorf("got %q (%v), draining %v, want 200 and true", response, err, s.draining.Load())
 	}
 	s.signals <- os.Interrupt
 	if err := s.wait(t); err != nil {

@@ -122,6 +122,10 @@ func TestDraining(t *testing.T) {
 	if response, _ := harness.Receive(t, reader, "GET"); response.StatusCode != 200 || !response.Close {
 		t.Errorf("on the idle connection: got %d, close %v, want 200 and Connection: close", response.StatusCode, response.Close)
 	}
+	// Until the service has closed the connection, the request may be in flight.
+	if _, err := reader.ReadByte(); err != io.EOF {
+		t.Errorf("on the idle connection: got the error %v, want %v", err, io.EOF)
+	}
 	p.Signal(t, os.Interrupt)
 	if code := p.Wait(t); code != 0 {
 		t.Errorf("got exit code %d, want 0; log:\n%s", code, p.Stdout)
