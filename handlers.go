@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,7 +13,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,18 +35,30 @@ const (
 	timeLayout = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
 )
 
-// systemInfo describes the machine and the container's limits.
-type systemInfo struct {
-	hostname string
-	version  string // of the operating system
-	cpus     int
-	limits   platform.Limits
-}
-
-type endpoint struct {
-	path, description string
-	handler           handler
-}
+// The members of the response to GET / that stay the same while the service runs.
+type (
+	serviceInfo struct {
+		Name        string `json:"name"`
+		Version     string `json:"version"`
+		Description string `json:"description"`
+		Framework   string `json:"framework"`
+	}
+	systemInfo struct {
+		Hostname        string   `json:"hostname"`
+		Platform        string   `json:"platform"`
+		PlatformVersion string   `json:"platform_version"` // of the operating system
+		Architecture    string   `json:"architecture"`
+		CPUCount        int      `json:"cpu_count"` // the machine's
+		GoVersion       string   `json:"go_version"`
+		CPULimit        *float64 `json:"cpu_limit"`          // the container's, in CPUs, such as 0.5; null: none or unknown
+		MemoryLimit     *int64   `json:"memory_limit_bytes"` // the container's; null: none or unknown
+	}
+	endpointInfo struct {
+		Path        string `json:"path"`
+		Method      string `json:"method"`
+		Description string `json:"description"`
+	}
+)
 
 // handler answers GET and, without the body, HEAD. It writes the members of the response's object and
 // returns the status.
@@ -60,10 +72,12 @@ type service struct {
 	start     time.Time
 	location  *time.Location
 	timezone  string
-	system    systemInfo
-	endpoints []endpoint
+	handlers  map[string]handler // by path
+	endpoints []endpointInfo
 	draining  atomic.Bool // set when the service is told to stop
-	lines     sync.Pool   // of *jsonline.Line; without it, /health loses 0.1 of its throughput ratio
+
+	// Encoded once, because / loses 0.04 of its throughput ratio if each response does it.
+	serviceJSON, systemJSON, endpointsJSON json.RawMessage
 }
 
 // newService returns a service without endpoints that starts now. log must write to logOutput, which
@@ -71,14 +85,27 @@ type service struct {
 // under the name timezone or, if that is empty, the location's abbreviation.
 func newService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
 	return &service{
-		log: log, logOutput: logOutput, now: now, start: now(), location: location, timezone: timezone, system: system,
-		lines: sync.Pool{New: func() any { return jsonline.New() }},
+		log: log, logOutput: logOutput, now: now, start: now(), location: location, timezone: timezone,
+		handlers:    map[string]handler{},
+		serviceJSON: encode(serviceInfo{serviceName, version, serviceDescription, serviceFramework}),
+		systemJSON:  encode(system),
 	}
+}
+
+// encode returns the JSON of v, which has no value that JSON lacks.
+func encode(v any) json.RawMessage {
+	encoded, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return encoded
 }
 
 // handle makes h the handler of path. It must not be called when the service serves already.
 func (s *service) handle(path, description string, h handler) {
-	s.endpoints = append(s.endpoints, endpoint{path, description, h})
+	s.handlers[path] = h
+	s.endpoints = append(s.endpoints, endpointInfo{path, http.MethodGet, description})
+	s.endpointsJSON = encode(s.endpoints)
 }
 
 // info answers GET /.
@@ -91,31 +118,8 @@ func (s *service) info(r *http.Request, response *jsonline.Line) int {
 	}
 	uptime := now.Sub(s.start)
 
-	response.BeginObject("service")
-	response.String("name", serviceName)
-	response.String("version", version)
-	response.String("description", serviceDescription)
-	response.String("framework", serviceFramework)
-	response.EndObject()
-
-	response.BeginObject("system")
-	response.String("hostname", s.system.hostname)
-	response.String("platform", runtime.GOOS)
-	response.String("platform_version", s.system.version)
-	response.String("architecture", runtime.GOARCH)
-	response.Int("cpu_count", int64(s.system.cpus))
-	response.String("go_version", runtime.Version())
-	if cpus := s.system.limits.CPUs; cpus != nil { // in CPUs, such as 0.5
-		response.Float("cpu_limit", *cpus)
-	} else {
-		response.Null("cpu_limit") // unlimited or unknown
-	}
-	if memory := s.system.limits.Memory; memory != nil {
-		response.Int("memory_limit_bytes", *memory)
-	} else {
-		response.Null("memory_limit_bytes")
-	}
-	response.EndObject()
+	response.JSON("service", s.serviceJSON)
+	response.JSON("system", s.systemJSON)
 
 	response.BeginObject("runtime")
 	response.Int("uptime_seconds", int64(uptime/time.Second))
@@ -131,15 +135,7 @@ func (s *service) info(r *http.Request, response *jsonline.Line) int {
 	response.String("path", truncate(r.URL.Path, maxEchoed))
 	response.EndObject()
 
-	response.BeginArray("endpoints")
-	for _, e := range s.endpoints {
-		response.BeginElement()
-		response.String("path", e.path)
-		response.String("method", http.MethodGet)
-		response.String("description", e.description)
-		response.EndObject()
-	}
-	response.EndArray()
+	response.JSON("endpoints", s.endpointsJSON)
 	return http.StatusOK
 }
 
@@ -159,39 +155,30 @@ func (s *service) health(_ *http.Request, response *jsonline.Line) int {
 // startDraining makes health checks fail and each response close its connection.
 func (s *service) startDraining() { s.draining.Store(true) }
 
-// Header values are made once for all responses, because net/http does not change them.
-var (
-	contentTypeJSON = []string{"application/json"} // without a charset: RFC 8259, section 11
-	noStore         = []string{"no-store"}
-	allowedMethods  = []string{"GET, HEAD"}
-	closeConnection = []string{"close"}
-)
-
 // ServeHTTP answers and logs every request.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := time.Now()
 	if r.URL.Path == "" && r.Method != http.MethodConnect {
 		r.URL.Path = "/" // GET http://host asks for the root: RFC 9112, section 3.2.2
 	}
-	line := s.lines.Get().(*jsonline.Line)
-	defer s.lines.Put(line)
+	line := jsonline.New()
 	status := s.respond(r, line)
 	body := line.Bytes()
 
 	header := w.Header()
-	header["Content-Type"] = contentTypeJSON
-	header["Cache-Control"] = noStore
+	header.Set("Content-Type", "application/json") // without a charset: RFC 8259, section 11
+	header.Set("Cache-Control", "no-store")
 	if status == http.StatusMethodNotAllowed {
-		header["Allow"] = allowedMethods
+		header.Set("Allow", "GET, HEAD")
 	}
 	hasBody := r.ContentLength != 0
 	if hasBody || s.draining.Load() {
 		// To keep the connection, net/http would wait for the whole body, which nobody reads, before
 		// it sends the response.
-		header["Connection"] = closeConnection
+		header.Set("Connection", "close")
 	}
 	if hasBody || len(body) > 1<<10 {
-		header["Content-Length"] = []string{strconv.Itoa(len(body))} // otherwise net/http sets it
+		header.Set("Content-Length", strconv.Itoa(len(body))) // otherwise net/http sets it
 	}
 	w.WriteHeader(status)
 	written, _ := w.Write(body) // a failed write means that the client has disconnected
@@ -214,16 +201,14 @@ func (s *service) respond(r *http.Request, response *jsonline.Line) (status int)
 	}()
 	response.Begin()
 	// Not http.ServeMux, because it redirects paths such as //health, and matches methods only since Go 1.22.
-	for _, e := range s.endpoints {
-		switch {
-		case e.path != r.URL.Path:
-		case r.Method == http.MethodGet, r.Method == http.MethodHead:
-			return e.handler(r, response)
-		default:
-			return fail(r, response, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
-		}
+	h, found := s.handlers[r.URL.Path]
+	switch {
+	case !found:
+		return fail(r, response, http.StatusNotFound, "No such path; GET / lists the endpoints.")
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return fail(r, response, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
 	}
-	return fail(r, response, http.StatusNotFound, "No such path; GET / lists the endpoints.")
+	return h(r, response)
 }
 
 // fail writes the response to a request that no endpoint answers.
@@ -269,7 +254,10 @@ func newSystemInfo(root fs.FS, limits platform.Limits) systemInfo {
 	if err != nil {
 		hostname = "unknown"
 	}
-	return systemInfo{hostname, platform.Version(root), runtime.NumCPU(), limits}
+	return systemInfo{
+		hostname, runtime.GOOS, platform.Version(root), runtime.GOARCH,
+		runtime.NumCPU(), runtime.Version(), limits.CPUs, limits.Memory,
+	}
 }
 
 // clientIP is the address of the connection's other end, without port, brackets or interface. An

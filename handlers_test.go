@@ -85,22 +85,8 @@ func startServer(t testing.TB, timezone string) *testServer {
 
 // infoResponse is the response to GET /, as a client reads it.
 type infoResponse struct {
-	Service struct {
-		Name        string `json:"name"`
-		Version     string `json:"version"`
-		Description string `json:"description"`
-		Framework   string `json:"framework"`
-	} `json:"service"`
-	System struct {
-		Hostname        string   `json:"hostname"`
-		Platform        string   `json:"platform"`
-		PlatformVersion string   `json:"platform_version"`
-		Architecture    string   `json:"architecture"`
-		CPUCount        int      `json:"cpu_count"`
-		GoVersion       string   `json:"go_version"`
-		CPULimit        *float64 `json:"cpu_limit"`
-		MemoryLimit     *int64   `json:"memory_limit_bytes"`
-	} `json:"system"`
+	Service serviceInfo `json:"service"`
+	System  systemInfo  `json:"system"`
 	Runtime struct {
 		UptimeSeconds int64  `json:"uptime_seconds"`
 		UptimeHuman   string `json:"uptime_human"`
@@ -113,11 +99,7 @@ type infoResponse struct {
 		Method    string `json:"method"`
 		Path      string `json:"path"`
 	} `json:"request"`
-	Endpoints []struct {
-		Path        string `json:"path"`
-		Method      string `json:"method"`
-		Description string `json:"description"`
-	} `json:"endpoints"`
+	Endpoints []endpointInfo `json:"endpoints"`
 }
 
 // info requests / and decodes the response.
@@ -287,7 +269,7 @@ func TestInfoTellsTheContainersLimits(t *testing.T) {
 	t.Parallel()
 	cpus, memory := 0.5, int64(64<<20)
 	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC",
-		systemInfo{limits: platform.Limits{CPUs: &cpus, Memory: &memory}})
+		systemInfo{CPULimit: &cpus, MemoryLimit: &memory})
 	recorder := httptest.NewRecorder()
 	svc.ServeHTTP(recorder, httptest.NewRequest("GET", "/", nil))
 	if want := `"cpu_limit":0.5,"memory_limit_bytes":67108864}`; !strings.Contains(recorder.Body.String(), want) {

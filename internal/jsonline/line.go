@@ -1,9 +1,10 @@
 // Package jsonline writes one object as a line of JSON, member by member and without reflection, because
-// with encoding/json, / loses 0.11 of its throughput ratio, and with slog for the log line 0.09 more. It
+// with encoding/json, / loses 0.13 of its throughput ratio, and with slog for the log line 0.09 more. It
 // does not check that the caller ends what it has begun.
 package jsonline
 
 import (
+	"encoding/json"
 	"strconv"
 	"strings"
 )
@@ -29,23 +30,14 @@ func (l *Line) BeginObject(name string) {
 	l.bytes = append(l.bytes, '{')
 }
 
-// BeginArray begins a member that is an array of objects.
-func (l *Line) BeginArray(name string) {
-	l.name(name)
-	l.bytes = append(l.bytes, '[')
-}
-
-// BeginElement begins an object in an array.
-func (l *Line) BeginElement() {
-	l.comma()
-	l.bytes = append(l.bytes, '{')
-}
-
-// EndObject ends an object that is a member or an element.
+// EndObject ends an object that is a member.
 func (l *Line) EndObject() { l.bytes = append(l.bytes, '}') }
 
-// EndArray ends an array.
-func (l *Line) EndArray() { l.bytes = append(l.bytes, ']') }
+// JSON adds a member whose value is encoded already.
+func (l *Line) JSON(name string, value json.RawMessage) {
+	l.name(name)
+	l.bytes = append(l.bytes, value...)
+}
 
 // String adds a member. Each run of bytes that are not UTF-8 becomes one U+FFFD. Angle brackets are not
 // escaped, because a client could get six bytes for one that way.
@@ -66,23 +58,13 @@ func (l *Line) Float(name string, value float64) {
 	l.bytes = strconv.AppendFloat(l.bytes, value, 'f', -1, 64)
 }
 
-// Null adds a member.
-func (l *Line) Null(name string) {
-	l.name(name)
-	l.bytes = append(l.bytes, "null"...)
-}
-
+// name begins a member.
 func (l *Line) name(name string) {
-	l.comma()
-	l.quote(name)
-	l.bytes = append(l.bytes, ':')
-}
-
-// comma separates what follows from what came before in the same object or array, if anything did.
-func (l *Line) comma() {
-	if last := l.bytes[len(l.bytes)-1]; last != '{' && last != '[' {
+	if l.bytes[len(l.bytes)-1] != '{' {
 		l.bytes = append(l.bytes, ',')
 	}
+	l.quote(name)
+	l.bytes = append(l.bytes, ':')
 }
 
 // quote adds a string and escapes what RFC 8259, section 7, requires.

@@ -19,18 +19,10 @@ func TestLine(t *testing.T) {
 		l.Int("int", -1)
 		l.Float("float", 0.25)
 		l.EndObject()
-		l.BeginArray("none")
-		l.EndArray()
-		l.BeginArray("array")
-		for _, value := range []int64{1, 2} {
-			l.BeginElement()
-			l.Int("n", value)
-			l.EndObject()
-		}
-		l.EndArray()
-		l.Null("null")
+		l.JSON("json", json.RawMessage(`[{"n":1},null]`))
+		l.String("last", "")
 		l.End()
-		const want = `{"string":"a","empty":{},"object":{"int":-1,"float":0.25},"none":[],"array":[{"n":1},{"n":2}],"null":null}` + "\n"
+		const want = `{"string":"a","empty":{},"object":{"int":-1,"float":0.25},"json":[{"n":1},null],"last":""}` + "\n"
 		if got := string(l.Bytes()); got != want {
 			t.Errorf("got\n%s, want\n%s", got, want)
 		}
