@@ -25,8 +25,8 @@ const (
 	serviceDescription = "DevOps course info service"
 	serviceFramework   = "Go net/http"
 
-	// maxEchoed bounds, in bytes, each part of a request that a response repeats, so that the kernel
-	// takes the response at once and no memory is held for a client that does not read it.
+	// maxEchoed bounds, in bytes, each part of a request that a response repeats, because the service
+	// holds a response that the kernel's buffer does not take until the client reads.
 	maxEchoed = 4 << 10
 
 	// maxLogged bounds, in bytes, each part of a request that a log line repeats.
@@ -64,14 +64,13 @@ type (
 // returns the status.
 type handler func(r *http.Request, response *jsonline.Line) (status int)
 
-// service is the handler of every request.
+// service is the http.Handler. It finds the handler of the request's path, answers and logs.
 type service struct {
 	log       *slog.Logger
 	logOutput io.Writer // where log writes
 	now       func() time.Time
 	start     time.Time
 	location  *time.Location
-	timezone  string
 	handlers  map[string]handler // by path
 	endpoints []endpointInfo
 	draining  atomic.Bool // set when the service is told to stop
@@ -81,18 +80,17 @@ type service struct {
 }
 
 // newService returns a service without endpoints that starts now. log must write to logOutput, which
-// must take writes from several goroutines at once, as a file does. Responses show times in location,
-// under the name timezone or, if that is empty, the location's abbreviation.
-func newService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
+// must take writes from several goroutines at once, as a file does. GET / shows the time in location.
+func newService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, system systemInfo) *service {
 	return &service{
-		log: log, logOutput: logOutput, now: now, start: now(), location: location, timezone: timezone,
+		log: log, logOutput: logOutput, now: now, start: now(), location: location,
 		handlers:    map[string]handler{},
 		serviceJSON: encode(serviceInfo{serviceName, version, serviceDescription, serviceFramework}),
 		systemJSON:  encode(system),
 	}
 }
 
-// encode returns the JSON of v, which has no value that JSON lacks.
+// encode returns v as JSON. It panics if it cannot, because only a programming error causes that.
 func encode(v any) json.RawMessage {
 	encoded, err := json.Marshal(v)
 	if err != nil {
@@ -112,9 +110,9 @@ func (s *service) handle(path, description string, h handler) {
 func (s *service) info(r *http.Request, response *jsonline.Line) int {
 	now := s.now()
 	local := now.In(s.location)
-	timezone := s.timezone
-	if timezone == "" {
-		timezone, _ = local.Zone()
+	timezone := s.location.String()
+	if s.location == time.Local {
+		timezone, _ = local.Zone() // the abbreviation, because the system's zone has no name
 	}
 	uptime := now.Sub(s.start)
 
@@ -132,7 +130,7 @@ func (s *service) info(r *http.Request, response *jsonline.Line) int {
 	response.String("client_ip", clientIP(r))
 	response.String("user_agent", truncate(r.UserAgent(), maxEchoed))
 	response.String("method", http.MethodGet) // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
-	response.String("path", truncate(r.URL.Path, maxEchoed))
+	response.String("path", r.URL.Path)
 	response.EndObject()
 
 	response.JSON("endpoints", s.endpointsJSON)
@@ -161,7 +159,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "" && r.Method != http.MethodConnect {
 		r.URL.Path = "/" // GET http://host asks for the root: RFC 9112, section 3.2.2
 	}
-	line := jsonline.New()
+	line := jsonline.New() // first of the response, then of the log
 	status := s.respond(r, line)
 	body := line.Bytes()
 
@@ -171,14 +169,11 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if status == http.StatusMethodNotAllowed {
 		header.Set("Allow", "GET, HEAD")
 	}
-	hasBody := r.ContentLength != 0
-	if hasBody || s.draining.Load() {
-		// To keep the connection, net/http would wait for the whole body, which nobody reads, before
-		// it sends the response.
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	// A service that drains closes its connections, so that clients reconnect elsewhere. With a body, it
+	// does so because net/http would wait for all of it before it sent the response.
+	if s.draining.Load() || r.ContentLength != 0 {
 		header.Set("Connection", "close")
-	}
-	if hasBody || len(body) > 1<<10 {
-		header.Set("Content-Length", strconv.Itoa(len(body))) // otherwise net/http sets it
 	}
 	w.WriteHeader(status)
 	written, _ := w.Write(body) // a failed write means that the client has disconnected
@@ -195,7 +190,7 @@ func (s *service) respond(r *http.Request, response *jsonline.Line) (status int)
 			s.log.Error("panic", "error", fmt.Sprint(v), "method", truncate(r.Method, maxLogged),
 				"path", truncate(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
 			response.Begin()
-			status = fail(r, response, http.StatusInternalServerError, "The service failed to answer; its log says why.")
+			status = writeError(r, response, http.StatusInternalServerError, "The service failed to answer; its log says why.")
 		}
 		response.End()
 	}()
@@ -204,15 +199,15 @@ func (s *service) respond(r *http.Request, response *jsonline.Line) (status int)
 	h, found := s.handlers[r.URL.Path]
 	switch {
 	case !found:
-		return fail(r, response, http.StatusNotFound, "No such path; GET / lists the endpoints.")
+		return writeError(r, response, http.StatusNotFound, "No such path; GET / lists the endpoints.")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return fail(r, response, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
+		return writeError(r, response, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
 	}
 	return h(r, response)
 }
 
-// fail writes the response to a request that no endpoint answers.
-func fail(r *http.Request, response *jsonline.Line, status int, message string) int {
+// writeError writes an error's members and returns the status.
+func writeError(r *http.Request, response *jsonline.Line, status int, message string) int {
 	response.String("error", http.StatusText(status))
 	response.String("message", message)
 	response.String("path", truncate(r.URL.Path, maxEchoed))
@@ -232,16 +227,16 @@ func (s *service) logRequest(r *http.Request, line *jsonline.Line, status, bytes
 	if !s.log.Enabled(r.Context(), level) {
 		return
 	}
-	duration := time.Since(received)
+	now := time.Now()
 	line.Begin()
-	line.String("time", received.Add(duration).Format(time.RFC3339Nano))
+	line.String("time", now.Format(time.RFC3339Nano))
 	line.String("level", level.String())
 	line.String("msg", "request")
 	line.String("method", truncate(r.Method, maxLogged))
 	line.String("path", truncate(r.URL.Path, maxLogged))
 	line.Int("status", int64(status))
 	line.Int("bytes", int64(bytes)) // of the body
-	line.Float("duration_ms", float64(duration.Microseconds())/1000)
+	line.Float("duration_ms", float64(now.Sub(received).Microseconds())/1000)
 	line.String("client_ip", clientIP(r))
 	line.String("user_agent", truncate(r.UserAgent(), maxLogged))
 	line.End()

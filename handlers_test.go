@@ -38,8 +38,8 @@ type testServer struct {
 var startTime = time.Date(2024, 2, 29, 23, 30, 0, 123456789, time.UTC)
 
 // newTestService returns the service with the endpoints that main.go gives it.
-func newTestService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, timezone string, system systemInfo) *service {
-	svc := newService(log, logOutput, now, location, timezone, system)
+func newTestService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, system systemInfo) *service {
+	svc := newService(log, logOutput, now, location, system)
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 	return svc
@@ -62,7 +62,7 @@ func startServer(t testing.TB, timezone string) *testServer {
 		return startTime.Add(time.Duration(s.uptime.Load())).In(time.FixedZone("test", 3600))
 	}
 	log := slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	svc := newTestService(log, s.log, clock, location, timezone, newSystemInfo(os.DirFS("/"), platform.Limits{}))
+	svc := newTestService(log, s.log, clock, location, newSystemInfo(os.DirFS("/"), platform.Limits{}))
 	ctx, cancel := context.WithCancel(context.Background())
 	stopped := make(chan error)
 	go func() {
@@ -268,7 +268,7 @@ func TestInfoDescribesServiceSystemAndRequest(t *testing.T) {
 func TestInfoTellsTheContainersLimits(t *testing.T) {
 	t.Parallel()
 	cpus, memory := 0.5, int64(64<<20)
-	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC",
+	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC,
 		systemInfo{CPULimit: &cpus, MemoryLimit: &memory})
 	recorder := httptest.NewRecorder()
 	svc.ServeHTTP(recorder, httptest.NewRequest("GET", "/", nil))
@@ -357,7 +357,7 @@ func TestPanicIsLoggedAndTheServiceGoesOn(t *testing.T) {
 
 func TestDrainingFailsHealthChecksAndClosesConnections(t *testing.T) {
 	t.Parallel()
-	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", systemInfo{})
+	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, systemInfo{})
 	svc.startDraining()
 	for path, want := range map[string]int{"/": 200, "/health": 503, "/nope": 404} {
 		t.Run(path, func(t *testing.T) {
@@ -375,11 +375,13 @@ func TestDrainingFailsHealthChecksAndClosesConnections(t *testing.T) {
 
 func TestTimesAreInTheConfiguredZone(t *testing.T) {
 	t.Parallel()
+	local := startTime.In(time.Local)
+	abbreviation, _ := local.Zone()
 	for _, test := range []struct{ timezone, name, now string }{
 		{"Asia/Tokyo", "Asia/Tokyo", "2024-03-01T08:30:00.123+09:00"},
 		{"America/St_Johns", "America/St_Johns", "2024-02-29T20:00:00.123-03:30"},
 		{"UTC", "UTC", "2024-02-29T23:30:00.123Z"},
-		{"", "UTC", "2024-02-29T23:30:00.123Z"}, // the abbreviation
+		{"Local", abbreviation, local.Format(timeLayout)},
 	} {
 		t.Run("TZ="+test.timezone, func(t *testing.T) {
 			s := startServer(t, test.timezone)
@@ -434,7 +436,7 @@ func TestClientIP(t *testing.T) {
 		"@":                         "@", // not an address; the peer of a Unix socket
 	} {
 		t.Run(remote, func(t *testing.T) {
-			svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", systemInfo{})
+			svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, systemInfo{})
 			request := httptest.NewRequest("GET", "/", nil)
 			request.RemoteAddr = remote
 			recorder := httptest.NewRecorder()
@@ -558,7 +560,7 @@ func FuzzHandler(f *testing.F) {
 	} {
 		f.Add(seed[0], seed[1], seed[2], seed[3])
 	}
-	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", newSystemInfo(fstest.MapFS{}, platform.Limits{}))
+	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, newSystemInfo(fstest.MapFS{}, platform.Limits{}))
 	token := regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 	f.Fuzz(func(t *testing.T, method, target, userAgent, remote string) {
 		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(
@@ -590,7 +592,7 @@ func (d discardWriter) Write(p []byte) (int, error) { return len(p), nil }
 
 // BenchmarkHandler is one request through the whole handler, its log line included.
 func BenchmarkHandler(b *testing.B) {
-	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, "UTC", newSystemInfo(os.DirFS("/"), platform.Limits{}))
+	svc := newTestService(slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard, time.Now, time.UTC, newSystemInfo(os.DirFS("/"), platform.Limits{}))
 	for _, path := range []string{"/", "/health"} {
 		b.Run("path="+path, func(b *testing.B) {
 			request := httptest.NewRequest("GET", path, nil)

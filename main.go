@@ -35,16 +35,16 @@ var (
 	revision = "" // the commit; empty if unknown
 )
 
-// Limits on what one client can consume. The limit on connections is connlimit's.
+// Limits on what one connection can consume. Package connlimit bounds how many there are.
 const (
-	readHeaderTimeout = 5 * time.Second  // for a request's header, which clients send at once, in one packet
+	readHeaderTimeout = 5 * time.Second  // for a request's header, which clients send at once
 	readTimeout       = 10 * time.Second // for a whole request; no endpoint reads a body
 	writeTimeout      = 10 * time.Second // for a response, which has about 1 KB
 	idleTimeout       = 60 * time.Second // between requests; above the usual probe period, so that probes keep their connection
 	maxHeaderBytes    = 16 << 10         // request line and header; twice what common proxies forward
 
-	// net/http reads this much more than Server.MaxHeaderBytes before it answers 431, so it is
-	// subtracted there (Server.initialReadLimitSize).
+	// newServer subtracts this, because net/http reads so many bytes more than Server.MaxHeaderBytes
+	// before it answers 431 (Server.initialReadLimitSize).
 	extraHeaderBytes = 4096
 )
 
@@ -96,26 +96,36 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 
 	cfg, err := config.Read(getenv)
-	if *checkHealth {
-		if err == nil && cfg.Port == 0 {
-			err = errors.New(`PORT "0": the port that was taken is not known here; must be 1 to 65535`)
-		}
+	switch {
+	case *checkHealth:
 		if err == nil {
-			err = healthcheck.Check(ctx, cfg.Network(), cfg.Address())
+			err = check(ctx, cfg)
 		}
 		if err != nil {
-			// Not exitUsage, also for a bad environment value: Docker reserves 2 in a HEALTHCHECK.
+			// Not exitUsage, even for a bad environment value, because Docker reserves 2 in a HEALTHCHECK.
 			fmt.Fprintf(stderr, "%s: not healthy: %v\n", serviceName, err)
 			return exitFailure
 		}
 		return exitOK
-	}
-	if err != nil {
+	case err != nil:
 		fmt.Fprintf(stderr, "%s: %v\n", serviceName, err)
 		return exitUsage
 	}
-	if cfg.Timezone == "" {
-		os.Unsetenv("TZ") // Go takes an empty TZ for UTC; here it means the system's zone, as without TZ
+	return serve(ctx, cfg, stdout, stderr)
+}
+
+// check asks the service that cfg configures whether it is healthy.
+func check(ctx context.Context, cfg config.Config) error {
+	if cfg.Port == 0 {
+		return errors.New(`PORT "0": -healthcheck cannot know which port the service took; must be 1 to 65535`)
+	}
+	return healthcheck.Check(ctx, cfg.Network(), cfg.Address())
+}
+
+// serve listens and serves until the service is told to stop. It returns the exit code.
+func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int {
+	if cfg.Location == time.Local {
+		os.Unsetenv("TZ") // because Go takes an empty TZ for UTC, and here it means the system's zone
 	}
 	listener, err := net.Listen(cfg.Network(), cfg.Address())
 	if err != nil {
@@ -125,7 +135,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	signal.Ignore(syscall.SIGPIPE) // the service goes on when the reader of its log ends
+	signal.Ignore(syscall.SIGPIPE) // because otherwise the service would end with the reader of its log
 
 	level := slog.LevelInfo
 	if cfg.Debug {
@@ -136,7 +146,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	limits := platform.ReadLimits(root)
 	limits.TuneRuntime(cfg.GOMAXPROCSSet, cfg.GOMEMLIMITSet)
 
-	svc := newService(log, stdout, time.Now, cfg.Location, cfg.Timezone, newSystemInfo(root, limits))
+	svc := newService(log, stdout, time.Now, cfg.Location, newSystemInfo(root, limits))
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 

@@ -25,8 +25,7 @@ type Config struct {
 
 	Debug bool
 
-	Location *time.Location
-	Timezone string // TZ as it was set; empty where it was not
+	Location *time.Location // named as in TZ; time.Local if that is empty
 
 	GOMAXPROCSSet bool // the Go runtime reads these two itself
 	GOMEMLIMITSet bool
@@ -74,7 +73,6 @@ func (c Config) Network() string {
 func Read(getenv func(string) string) (Config, error) {
 	c := Config{
 		Host:          getenv("HOST"),
-		Timezone:      getenv("TZ"),
 		GOMAXPROCSSet: getenv("GOMAXPROCS") != "",
 		GOMEMLIMITSet: getenv("GOMEMLIMIT") != "",
 	}
@@ -88,7 +86,7 @@ func Read(getenv func(string) string) (Config, error) {
 	if c.Debug, err = readBool("DEBUG", getenv("DEBUG")); err != nil {
 		return Config{}, err
 	}
-	if c.Location, err = readLocation(c.Timezone); err != nil {
+	if c.Location, err = readLocation(getenv("TZ")); err != nil {
 		return Config{}, err
 	}
 	if err := checkThreads(getenv("GOMAXPROCS")); err != nil {

@@ -8,7 +8,7 @@ import (
 // At its worst, a connection costs up to 48 KiB in the process (its header, the response, a stack and
 // net/http's buffers) and up to 64 KiB in the kernel (requests that have not been read, and a response
 // that the client does not take). Version 2 of control groups charges both to the container. So
-// bound × connectionCost + processCost stays below the container's limit.
+// Max × connectionCost + processCost fits into the container's limit, unless minConnections applies.
 const (
 	connectionCost = 112 << 10 // bytes
 	processCost    = 8 << 20   // bytes, with no connection open

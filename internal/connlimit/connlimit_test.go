@@ -225,6 +225,54 @@ func TestConnectionThatCompletedARequestIsSpared(t *testing.T) {
 	good.get(t) // fails if it was closed
 }
 
+func TestEvictClosesFourTimesAsManyEachTime(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100, io.Discard)
+	left := 60
+	s.dialIdle(t, left)
+	for _, n := range []int{1, 4, 16} {
+		s.evict()
+		left -= n
+		harness.WaitFor(t, fmt.Sprintf("%d connections to be left", left), func() bool { return len(s.connections()) == left })
+	}
+	s.mu.Lock()
+	s.evictedAt = s.evictedAt.Add(-time.Second)
+	s.mu.Unlock()
+	s.evict()
+	harness.WaitFor(t, "one more to be closed", func() bool { return len(s.connections()) == left-1 })
+}
+
+// A client that sends a header byte by byte gains no time by it.
+func TestHeaderIsAsOldAsItsFirstByte(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100, io.Discard)
+	c := s.dialIdle(t, 1)[0]
+	conn := s.connections()[0]
+	since := func(lines int) (since time.Time) {
+		harness.WaitFor(t, fmt.Sprintf("%d lines to be read", lines), func() bool {
+			conn.mu.Lock()
+			defer conn.mu.Unlock()
+			since = conn.since
+			return conn.lines == lines && conn.state == waiting
+		})
+		return since
+	}
+	connected := since(0)
+	harness.Write(t, c, "GET / HTTP/1.1\r\n")
+	first := since(1)
+	harness.Write(t, c, "Host: localhost\r\n")
+	if second := since(2); !first.After(connected) || second != first {
+		t.Errorf("connected at %v, got the ages %v and %v, want one later age", connected, first, second)
+	}
+}
+
+func TestConnectionWithoutASlotIsNotEvicted(t *testing.T) {
+	t.Parallel()
+	if new(conn).evict(time.Now()) {
+		t.Error("it was evicted before its first Read")
+	}
+}
+
 // The times are given to evict, because the real ones are too short for a busy machine.
 func TestWhenAConnectionIsEvicted(t *testing.T) {
 	t.Parallel()
@@ -246,6 +294,15 @@ func TestWhenAConnectionIsEvicted(t *testing.T) {
 			harness.Write(t, c, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
 			<-s.entered
 		}, responding, []step{{patience, false}, {stalledAfter - 1, false}, {stalledAfter, true}}},
+		{"closing", func(c client) {
+			harness.Write(t, c, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+			c.receive(t)
+		}, closing, []step{{patience - 1, false}, {patience, true}}},
+		// As it is while net/http writes its own response to a bad request.
+		{"busy", func(client) {
+			s.waitUntilIdle(t, 1)
+			s.connections()[0].enter(busy)
+		}, busy, []step{{patience, false}, {stalledAfter - 1, false}, {stalledAfter, true}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := s.dial(t)
@@ -289,7 +346,7 @@ func TestResponsesCloseConnectionsOnlyWhileSomebodyWaits(t *testing.T) {
 	harness.Write(t, first, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"+request)
 	<-s.entered
 	second := s.dial(t)
-	harness.WaitFor(t, "the second client to wait", s.waiting.Load)
+	harness.WaitFor(t, "the second client to wait", s.full.Load)
 	s.release <- struct{}{}
 	if response := first.receive(t); response.Close {
 		t.Error("the request that came before the second client: got Connection: close")
@@ -552,8 +609,8 @@ func TestDrainWaitsForTheFirstRequestOfANewConnection(t *testing.T) {
 	if n := <-result; n != 0 {
 		t.Errorf("got %d, want 0", n)
 	}
-	if took := time.Since(began); took < newFor {
-		t.Errorf("Drain waited for %v, want %v from the time the connection was accepted", took, newFor)
+	if took := time.Since(began); took < firstRequestWait {
+		t.Errorf("Drain waited for %v, want %v from the time the connection was accepted", took, firstRequestWait)
 	}
 	c.get(t) // the server is still there; only the listener is closed
 }

@@ -39,20 +39,20 @@ func (l *Line) JSON(name string, value json.RawMessage) {
 	l.bytes = append(l.bytes, value...)
 }
 
-// String adds a member. Each run of bytes that are not UTF-8 becomes one U+FFFD. Angle brackets are not
-// escaped, because a client could get six bytes for one that way.
+// String adds a string. Each run of bytes that are not UTF-8 becomes one U+FFFD. Angle brackets are not
+// escaped, because JSON does not need it and a client would get six bytes for one.
 func (l *Line) String(name, value string) {
 	l.name(name)
 	l.quote(strings.ToValidUTF8(value, "\ufffd"))
 }
 
-// Int adds a member.
+// Int adds a whole number.
 func (l *Line) Int(name string, value int64) {
 	l.name(name)
 	l.bytes = strconv.AppendInt(l.bytes, value, 10)
 }
 
-// Float adds a member. The value must be finite.
+// Float adds a number, which must be finite.
 func (l *Line) Float(name string, value float64) {
 	l.name(name)
 	l.bytes = strconv.AppendFloat(l.bytes, value, 'f', -1, 64)
@@ -71,16 +71,19 @@ func (l *Line) name(name string) {
 func (l *Line) quote(s string) {
 	const hex = "0123456789abcdef"
 	b := append(l.bytes, '"')
-	start := 0 // of what is not yet in b
+	start := 0 // s[start:i] is not yet in b
 	for i := 0; i < len(s); i++ {
 		c := s[i]
 		if c >= ' ' && c != '"' && c != '\\' {
 			continue
 		}
 		b = append(b, s[start:i]...)
-		if c < ' ' {
+		switch {
+		case c == '\t': // of the control characters, the only one that a header may have
+			b = append(b, '\\', 't')
+		case c < ' ':
 			b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-		} else {
+		default:
 			b = append(b, '\\', c)
 		}
 		start = i + 1

@@ -20,9 +20,9 @@ func TestLine(t *testing.T) {
 		l.Float("float", 0.25)
 		l.EndObject()
 		l.JSON("json", json.RawMessage(`[{"n":1},null]`))
-		l.String("last", "")
+		l.String("escapes", "\t\x01\"\\<")
 		l.End()
-		const want = `{"string":"a","empty":{},"object":{"int":-1,"float":0.25},"json":[{"n":1},null],"last":""}` + "\n"
+		const want = `{"string":"a","empty":{},"object":{"int":-1,"float":0.25},"json":[{"n":1},null],"escapes":"\t\u0001\"\\<"}` + "\n"
 		if got := string(l.Bytes()); got != want {
 			t.Errorf("got\n%s, want\n%s", got, want)
 		}

@@ -1,5 +1,5 @@
-// Package lifecycle serves until the process is told to stop, and then stops in steps so that no
-// client loses a request. It logs each step. It does not install signal handlers.
+// Package lifecycle serves until the process is told to stop, and then stops in steps, so that clients
+// lose no request if they finish in time. It logs each step. It does not install signal handlers.
 package lifecycle
 
 import (
@@ -28,8 +28,8 @@ type Service struct {
 	Log      *slog.Logger
 
 	StartDraining   func()        // makes health checks fail
-	ShutdownDelay   time.Duration // from then until the listener closes
-	ShutdownTimeout time.Duration // from then until requests in flight are cut
+	ShutdownDelay   time.Duration // between StartDraining and closing the listener
+	ShutdownTimeout time.Duration // between closing the listener and cutting the requests in flight
 }
 
 // Run serves until a signal arrives or ctx ends. Then health checks fail, and everything is still
@@ -41,7 +41,7 @@ func (s Service) Run(ctx context.Context, signals <-chan os.Signal) error {
 
 	var reason string
 	select {
-	case err := <-failed: // net/http has retried what may pass
+	case err := <-failed: // for good, because net/http retries temporary errors itself
 		s.Log.Error("serving failed", "error", err.Error())
 		return err
 	case sig := <-signals:
@@ -50,7 +50,7 @@ func (s Service) Run(ctx context.Context, signals <-chan os.Signal) error {
 		reason = "end of context"
 	}
 
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go func() {
 		select {

@@ -33,8 +33,8 @@ func (l Limits) MaxProcs(current int) int {
 // true argument keeps what the user has set by GOMAXPROCS or GOMEMLIMIT, which the runtime reads itself.
 func (l Limits) TuneRuntime(keepProcs, keepMemory bool) {
 	if !keepProcs {
-		// With more threads running than the limit pays for, the kernel stops all of them for the
-		// rest of each 100 ms.
+		// More threads would use up the limit early in each 100 ms, and the kernel would then pause the
+		// process until the next.
 		runtime.GOMAXPROCS(l.MaxProcs(runtime.GOMAXPROCS(0)))
 	}
 	if !keepMemory && l.Memory != nil {
