@@ -12,9 +12,9 @@ import (
 )
 
 func main() {
-	for path, answer := range map[string][]byte{"/": []byte(os.Getenv("ROOT")), "/health": []byte(os.Getenv("HEALTH"))} {
-		answer := answer
-		http.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { w.Write(answer) })
+	for path, response := range map[string][]byte{"/": []byte(os.Getenv("ROOT")), "/health": []byte(os.Getenv("HEALTH"))} {
+		response := response
+		http.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { w.Write(response) })
 	}
 	listener, err := net.Listen("tcp", ":"+os.Getenv("PORT"))
 	if err != nil {
