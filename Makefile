@@ -31,7 +31,7 @@ image_build = $(DOCKER) build -f $(2) -t $(1):$(VERSION) -t $(1):latest \
 
 .PHONY: help
 help: ## print this list (the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: build
 build: ## the static binary, in bin/
@@ -46,7 +46,7 @@ test: ## the tests; needs only Go
 	CGO_ENABLED=0 $(GO) test -parallel 16 ./...
 
 .PHONY: test-flood
-test-flood: build-multi ## the tests that flood the service or wait for its timeouts
+test-flood: build-multi ## floods of bad clients, and more good ones than fit; needs Docker, root, wrk and hey
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags flood -count=1 -timeout 30m -v ./test/flood
 
 bench = $(GO) test -run '^$$' -bench . -benchmem . && \
@@ -78,11 +78,11 @@ run-multi: build-multi ## the multi-stage image in the foreground, on PORT; remo
 	$(DOCKER) run --rm -p $(PORT):5002 $(MULTI_IMAGE):$(VERSION)
 
 .PHONY: test-image
-test-image: build-multi ## tests of the multi-stage image in a real engine
+test-image: build-multi ## tests of the multi-stage image; needs Docker
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 -timeout 30m -v ./test/image
 
 .PHONY: test-rollout
-test-rollout: build-multi ## a rolling restart behind HAProxy, under load; needs HAProxy
+test-rollout: build-multi ## a rolling restart under load; needs Docker and HAProxy
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestRollout' -count=1 -v ./test/image
 
 .PHONY: test-kubernetes

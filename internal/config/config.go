@@ -18,6 +18,9 @@ const (
 	DefaultShutdownTimeout = 8 * time.Second // with the delay, below the 10 s after which docker stop kills
 )
 
+// maxThreads bounds GOMAXPROCS, because the Go runtime needs some 30 KB for each thread.
+const maxThreads = 1024
+
 // Config is the whole configuration of the service.
 type Config struct {
 	Host string // empty: all interfaces
@@ -47,7 +50,7 @@ func Help() string {
                     everything is still served (a duration; default: %v)
   SHUTDOWN_TIMEOUT  after that, how long requests in flight have to finish
                     (a duration; default: %v)
-  GOMAXPROCS        threads that run Go code at once, 1 or more (default: the
+  GOMAXPROCS        threads that run Go code at once, 1 to 1024 (default: the
                     container's CPU limit rounded up, or the machine's CPUs)
   GOMEMLIMIT        memory that the Go runtime tries to stay below, such as 48MiB
                     (default: five eighths of the container's memory limit)
@@ -145,8 +148,8 @@ func checkThreads(value string) error {
 	if value == "" {
 		return nil
 	}
-	if n, err := strconv.ParseInt(value, 10, 32); err != nil || n < 1 {
-		return fmt.Errorf("GOMAXPROCS %q: must be a whole number, 1 or more", value)
+	if n, err := strconv.Atoi(value); err != nil || n < 1 || n > maxThreads {
+		return fmt.Errorf("GOMAXPROCS %q: must be a whole number, 1 to %d", value, maxThreads)
 	}
 	return nil
 }

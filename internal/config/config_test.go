@@ -26,7 +26,7 @@ func TestBadValueIsNamedInTheError(t *testing.T) {
 		port     = ": must be 0 to 65535"
 		boolean  = ": must be true or false (or 1, 0, t, f)"
 		zone     = ": must be a name from the tz database, such as UTC or Asia/Tokyo"
-		threads  = ": must be a whole number, 1 or more"
+		threads  = ": must be a whole number, 1 to 1024"
 		duration = ": must be a duration of 0s or more, such as 500ms or 3s"
 	)
 	for name, test := range map[string]struct{ setting, want string }{
@@ -44,6 +44,7 @@ func TestBadValueIsNamedInTheError(t *testing.T) {
 		"threads not a number":      {"GOMAXPROCS=many", `GOMAXPROCS "many"` + threads},
 		"threads zero":              {"GOMAXPROCS=0", `GOMAXPROCS "0"` + threads},
 		"threads negative":          {"GOMAXPROCS=-2", `GOMAXPROCS "-2"` + threads},
+		"threads too many":          {"GOMAXPROCS=1025", `GOMAXPROCS "1025"` + threads},
 		"delay negative":            {"SHUTDOWN_DELAY=-1s", `SHUTDOWN_DELAY "-1s"` + duration},
 		"delay without unit":        {"SHUTDOWN_DELAY=5", `SHUTDOWN_DELAY "5"` + duration},
 		"timeout a word":            {"SHUTDOWN_TIMEOUT=soon", `SHUTDOWN_TIMEOUT "soon"` + duration},

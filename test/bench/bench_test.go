@@ -25,6 +25,7 @@ var docs = flag.String("docs", "", "also write performance.md's figures and perf
 
 const (
 	rounds      = 7
+	levelRounds = 5 // for each level of connections
 	turn        = "2s"
 	connections = 32
 	starts      = 100
@@ -54,8 +55,12 @@ func TestBench(t *testing.T) {
 	floorIdle := harness.Memory(t, floor.cmd.Process.Pid, "RssAnon")
 
 	var report bytes.Buffer
-	fmt.Fprintf(&report, "Measured %s on %s, %s/%s, %d × %s.\n\n", time.Now().UTC().Format("2006-01-02"),
-		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), processor())
+	versionLine, err := exec.Command(service.binary, "-version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(&report, "Measured %s: %s, %d × %s. With %d connections, medians of %d turns:\n\n", time.Now().UTC().Format("2006-01-02"),
+		bytes.TrimSpace(versionLine), runtime.NumCPU(), processor(), connections, rounds)
 	fmt.Fprintf(&report, "| | service | floor | ratio | target |\n| --- | ---: | ---: | ---: | --- |\n")
 	for _, test := range []struct {
 		path   string
@@ -84,13 +89,13 @@ func TestBench(t *testing.T) {
 	fmt.Fprintf(&report, "| idle memory (RssAnon), MB | %.2f | %.2f | %.2f | ≤ 1.5 MB |\n", float64(idle)/1e6, float64(floorIdle)/1e6, float64(idle)/float64(floorIdle))
 	fmt.Fprintf(&report, "| binary, MB | %.2f | %.2f | %.2f | ≤ 5.0 MB |\n", size(t, service.binary), size(t, floor.binary), size(t, service.binary)/size(t, floor.binary))
 
-	fmt.Fprintf(&report, "\n`/health` over the number of connections; failed requests are the sum of all turns:\n\n")
+	fmt.Fprintf(&report, "\n`/health` over the number of connections, medians of %d turns; failed requests are the sum of all turns:\n\n", levelRounds)
 	fmt.Fprintf(&report, "| connections | service, requests a second | failed | floor, requests a second | failed | ratio |\n| ---: | ---: | ---: | ---: | ---: | ---: |\n")
 	service.start(t)
 	floor.start(t)
 	var series [2][]float64
 	for _, level := range levels {
-		ours, theirs := compare(t, service, floor, "/health", level, 3)
+		ours, theirs := compare(t, service, floor, "/health", level, levelRounds)
 		fmt.Fprintf(&report, "| %d | %.0f | %d | %.0f | %d | %.2f |\n", level, ours.rate, ours.failed, theirs.rate, theirs.failed, ours.rate/theirs.rate)
 		series[0], series[1] = append(series[0], ours.rate), append(series[1], theirs.rate)
 	}
