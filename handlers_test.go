@@ -39,7 +39,7 @@ var startTime = time.Date(2024, 2, 29, 23, 30, 0, 123456789, time.UTC)
 
 // newTestService returns the service with the endpoints that main.go gives it.
 func newTestService(log *slog.Logger, logOutput io.Writer, now func() time.Time, location *time.Location, system systemInfo) *service {
-	svc := newService(log, logOutput, now, location, system)
+	svc := newService(log, logOutput, 100, now, location, system)
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 	return svc

@@ -124,6 +124,11 @@ func check(ctx context.Context, cfg config.Config) error {
 
 // serve listens and serves until the service is told to stop. It returns the exit code.
 func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	signal.Ignore(syscall.SIGPIPE) // because otherwise the service would end with the reader of its log
+
 	if cfg.Location == time.Local {
 		os.Unsetenv("TZ") // because Go takes an empty TZ for UTC, and here it means the system's zone
 	}
@@ -132,11 +137,6 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v\n", serviceName, cfg.Host, cfg.Port, err)
 		return exitFailure
 	}
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	signal.Ignore(syscall.SIGPIPE) // because otherwise the service would end with the reader of its log
-
 	level := slog.LevelInfo
 	if cfg.Debug {
 		level = slog.LevelDebug
@@ -146,11 +146,12 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 	limits := platform.ReadLimits(root)
 	limits.TuneRuntime(cfg.GOMAXPROCSSet, cfg.GOMEMLIMITSet)
 
-	svc := newService(log, stdout, time.Now, cfg.Location, newSystemInfo(root, limits))
+	maxConnections := connlimit.Max(limits.Memory, limits.Files)
+
+	svc := newService(log, stdout, maxConnections, time.Now, cfg.Location, newSystemInfo(root, limits))
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 
-	maxConnections := connlimit.Max(limits.Memory, limits.Files)
 	log.Info("listening", "address", listener.Addr().String(), "version", version, "revision", revision,
 		"gomaxprocs", runtime.GOMAXPROCS(0), "max_connections", maxConnections)
 	err = lifecycle.Service{

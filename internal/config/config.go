@@ -148,7 +148,7 @@ func checkThreads(value string) error {
 	if value == "" {
 		return nil
 	}
-	if n, err := strconv.Atoi(value); err != nil || n < 1 || n > maxThreads {
+	if n, err := strconv.ParseUint(value, 10, 32); err != nil || n < 1 || n > maxThreads {
 		return fmt.Errorf("GOMAXPROCS %q: must be a whole number, 1 to %d", value, maxThreads)
 	}
 	return nil

@@ -44,6 +44,7 @@ func TestBadValueIsNamedInTheError(t *testing.T) {
 		"threads not a number":      {"GOMAXPROCS=many", `GOMAXPROCS "many"` + threads},
 		"threads zero":              {"GOMAXPROCS=0", `GOMAXPROCS "0"` + threads},
 		"threads negative":          {"GOMAXPROCS=-2", `GOMAXPROCS "-2"` + threads},
+		"threads with a plus":       {"GOMAXPROCS=+1", `GOMAXPROCS "+1"` + threads}, // the Go runtime ignores it
 		"threads too many":          {"GOMAXPROCS=1025", `GOMAXPROCS "1025"` + threads},
 		"delay negative":            {"SHUTDOWN_DELAY=-1s", `SHUTDOWN_DELAY "-1s"` + duration},
 		"delay without unit":        {"SHUTDOWN_DELAY=5", `SHUTDOWN_DELAY "5"` + duration},

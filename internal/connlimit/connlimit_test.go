@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 )
 
 const request = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+const mediumSize = 6 << 10 // bytes of the response to GET /medium, which the kernel takes at once
 
 // testServer is an HTTP server on a real socket whose connections are limited.
 type testServer struct {
@@ -49,6 +52,9 @@ func startServer(t testing.TB, max int, log io.Writer) *testServer {
 		case "/large":
 			w.Write(large)
 			return
+		case "/medium":
+			w.Write(large[:mediumSize])
+			return
 		}
 		io.WriteString(w, "done")
 	})}
@@ -71,6 +77,23 @@ func (s *testServer) dial(t testing.TB) client {
 	t.Helper()
 	conn := harness.Dial(t, s.address)
 	return client{conn, bufio.NewReader(conn)}
+}
+
+// dialSmall returns a connection whose client's kernel takes only a part of /medium before it is read.
+func (s *testServer) dialSmall(t testing.TB) *net.TCPConn {
+	t.Helper()
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) { // before it connects, because the buffer does not shrink later
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 2048)
+		})
+	}}
+	conn, err := dialer.Dial("tcp", s.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(15 * time.Second))
+	return conn.(*net.TCPConn)
 }
 
 // receive reads one response, which must be a 200.
@@ -130,7 +153,7 @@ func (s *testServer) waitUntilIdle(t testing.TB, n int) {
 
 func (s *testServer) waitUntilInFlight(t testing.TB, n int) {
 	t.Helper()
-	harness.WaitFor(t, fmt.Sprintf("%d requests in flight", n), func() bool { return s.inFlight() == n })
+	harness.WaitFor(t, fmt.Sprintf("%d requests in flight", n), func() bool { return s.count((*conn).inFlight) == n })
 }
 
 func TestMax(t *testing.T) {
@@ -368,6 +391,62 @@ func TestResponseThatNobodyReadsIsEvicted(t *testing.T) {
 	s.dial(t).get(t)
 	if took := time.Since(began); took < stalledAfter {
 		t.Errorf("the next client had its response after %v, want %v for the one that does not read", took, stalledAfter)
+	}
+}
+
+// A client may close its side before it has read the response, as nc does, and may send more behind a
+// request that closes the connection.
+func TestClosedConnectionDeliversTheWholeResponse(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		behind    string // the request
+		halfClose bool
+	}{
+		"the client closes its side": {"", true},
+		"another request behind it":  {request, false},
+	} {
+		test := test
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, 100, io.Discard)
+			c := s.dialSmall(t)
+			harness.Write(t, c, "GET /medium HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"+test.behind)
+			if test.halfClose {
+				c.CloseWrite()
+			}
+			harness.WaitFor(t, "the response to be with the kernel", func() bool {
+				conns := s.connections()
+				return len(conns) == 1 && conns[0].undelivered()
+			})
+			if response, body := harness.Receive(t, bufio.NewReader(c), "GET"); response.StatusCode != 200 || len(body) != mediumSize {
+				t.Errorf("got %d and %d bytes, want 200 and %d", response.StatusCode, len(body), mediumSize)
+			}
+			c.Close()
+			harness.WaitFor(t, "the slot", func() bool { return len(s.connections()) == 0 })
+		})
+	}
+}
+
+func TestDrainWaitsUntilTheClientHasTheLastResponse(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100, io.Discard)
+	c := s.dialSmall(t)
+	harness.Write(t, c, "GET /medium HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+	harness.WaitFor(t, "the response to be with the kernel", func() bool {
+		conns := s.connections()
+		return len(conns) == 1 && conns[0].undelivered()
+	})
+	result := s.drain(t, context.Background())
+	select {
+	case <-result:
+		t.Fatal("Drain returned before the client had read the response")
+	default:
+	}
+	if response, body := harness.Receive(t, bufio.NewReader(c), "GET"); response.StatusCode != 200 || len(body) != mediumSize {
+		t.Errorf("got %d and %d bytes, want 200 and %d", response.StatusCode, len(body), mediumSize)
+	}
+	if n := <-result; n != 0 {
+		t.Errorf("Drain returned %d, want 0", n)
 	}
 }
 

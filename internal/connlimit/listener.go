@@ -137,27 +137,28 @@ func (l *Listener) evict() {
 	}
 }
 
-// Drain closes the listener and waits until no request is in flight or ctx ends. It returns how many
-// requests are in flight then.
+// Drain closes the listener and waits until no request is in flight and the clients have the last
+// responses, or ctx ends. It returns how many requests are in flight then.
 func (l *Listener) Drain(ctx context.Context) int {
 	l.Close()
 	ticker := time.NewTicker(5 * time.Millisecond) // http.Server.Shutdown polls too
 	defer ticker.Stop()
-	for l.inFlight() > 0 {
+	for l.count((*conn).inFlight)+l.count((*conn).undelivered) > 0 {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return l.inFlight()
+			return l.count((*conn).inFlight)
 		}
 	}
 	return 0
 }
 
-func (l *Listener) inFlight() (n int) {
+// count counts the connections for which is returns true.
+func (l *Listener) count(is func(*conn) bool) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for e := l.conns.Front(); e != nil; e = e.Next() {
-		if e.Value.(*conn).inFlight() {
+		if is(e.Value.(*conn)) {
 			n++
 		}
 	}

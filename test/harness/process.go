@@ -91,6 +91,12 @@ func prepare(t testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
+// LimitFiles makes the process start with a limit on file descriptors.
+func (p *Process) LimitFiles(n int) {
+	p.Cmd.Args = []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0"`, n), p.Cmd.Path}
+	p.Cmd.Path = "/bin/sh"
+}
+
 // Start starts the process. It is killed when the test ends.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()

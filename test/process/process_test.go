@@ -199,8 +199,7 @@ func TestHealthcheckFails(t *testing.T) {
 func TestServesWith64FileDescriptors(t *testing.T) {
 	t.Parallel()
 	p := harness.Prepare(t, []string{"PORT=0"})
-	p.Cmd.Args = []string{"sh", "-c", `ulimit -n 64; exec "$0"`, p.Cmd.Path}
-	p.Cmd.Path = "/bin/sh"
+	p.LimitFiles(64)
 	p.Start(t)
 	address := p.Address(t)
 	line := harness.WaitForLog(t, p.Stdout, "listening", 1)[0]

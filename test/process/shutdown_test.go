@@ -256,6 +256,37 @@ func TestLogThatNobodyReads(t *testing.T) {
 	}
 }
 
+// More requests than connections must not wait for the log, and the log must say what it lacks.
+func TestLogThatNobodyReadsDoesNotHideHealth(t *testing.T) {
+	t.Parallel()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	port := harness.FreePort(t)
+	p := harness.Prepare(t, []string{"HOST=127.0.0.1", "PORT=" + port})
+	p.LimitFiles(64)
+	p.Cmd.Stdout = writer
+	p.Start(t)
+	writer.Close()
+	address := net.JoinHostPort("127.0.0.1", port)
+	harness.WaitForHealth(t, address)
+	request := "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + strings.Repeat("x", 8<<10) + "\r\n\r\n"
+	for i := 0; i < 200; i++ { // a pipe holds 64 KiB, and the service 48 connections
+		harness.Write(t, harness.Dial(t, address), request)
+	}
+	if response, _ := harness.Get(t, address, "/health"); response.StatusCode != 200 {
+		t.Errorf("/health: got %d, want 200", response.StatusCode)
+	}
+	log := &harness.Buffer{}
+	go io.Copy(log, reader)
+	line := harness.WaitForLog(t, log, "requests were not logged, because nobody read the log", 1)[0]
+	if n, _ := line["requests"].(float64); line["level"] != "WARN" || n < 1 {
+		t.Errorf("logged %v, want WARN and the number of requests", line)
+	}
+}
+
 // SHUTDOWN_TIMEOUT=0s makes the exit code tell what the stop would have waited for.
 func TestStopNeedsNoTime(t *testing.T) {
 	t.Parallel()
