@@ -78,13 +78,14 @@ type service struct {
 	logging  chan struct{} // has one element for each request that writes its line
 	unlogged atomic.Int64  // lines that were dropped since the last one was written
 
-	// Encoded once, because / loses 0.04 of its throughput ratio if each response does it.
+	// Encoded once, because encoding them for each response costs / 0.04 of its throughput, compared with
+	// bare net/http.
 	serviceJSON, systemJSON, endpointsJSON json.RawMessage
 }
 
 // newService returns a service without endpoints that starts now. log must write to logOutput, which
-// must take writes from several goroutines at once, as a file does. At most half of maxConnections wait for
-// it at once. GET / shows the time in location.
+// must take writes from several goroutines at once, as a file does. At most half of maxConnections requests
+// wait for logOutput at once. GET / shows the time in location.
 func newService(log *slog.Logger, logOutput io.Writer, maxConnections int, now func() time.Time, location *time.Location, system systemInfo) *service {
 	return &service{
 		log: log, logOutput: logOutput, logging: make(chan struct{}, (1+maxConnections)/2),
@@ -104,7 +105,7 @@ func encode(v any) json.RawMessage {
 	return encoded
 }
 
-// handle makes h the handler of path. It must not be called when the service serves already.
+// handle makes h the handler of path. It must be called before the service serves requests.
 func (s *service) handle(path, description string, h handler) {
 	s.handlers[path] = h
 	s.endpoints = append(s.endpoints, endpointInfo{path, http.MethodGet, description})
@@ -175,8 +176,9 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header.Set("Allow", "GET, HEAD")
 	}
 	header.Set("Content-Length", strconv.Itoa(len(body)))
-	// A service that drains closes its connections, so that clients reconnect elsewhere. With a body, it
-	// does so because net/http would wait for all of it before it sent the response.
+	// A service that drains closes its connections, so that clients reconnect elsewhere. A request with a
+	// body closes its connection too, because net/http would otherwise read the body before it sent the
+	// response.
 	if s.draining.Load() || r.ContentLength != 0 {
 		header.Set("Connection", "close")
 	}
@@ -253,7 +255,7 @@ func (s *service) logRequest(r *http.Request, line *jsonline.Line, status, bytes
 			s.log.Warn("requests were not logged, because nobody read the log", "requests", n)
 		}
 		<-s.logging
-	default: // otherwise requests that wait for the log would take every connection, and hide /health
+	default: // because requests that wait for the log could take every connection and hide /health
 		s.unlogged.Add(1)
 	}
 }

@@ -127,15 +127,10 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	signal.Ignore(syscall.SIGPIPE) // because otherwise the service would end with the reader of its log
+	signal.Ignore(syscall.SIGPIPE) // because a write to a log whose reader has gone would kill the service
 
 	if cfg.Location == time.Local {
 		os.Unsetenv("TZ") // because Go takes an empty TZ for UTC, and here it means the system's zone
-	}
-	listener, err := net.Listen(cfg.Network(), cfg.Address())
-	if err != nil {
-		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v\n", serviceName, cfg.Host, cfg.Port, err)
-		return exitFailure
 	}
 	level := slog.LevelInfo
 	if cfg.Debug {
@@ -148,6 +143,13 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 
 	maxConnections := connlimit.Max(limits.Memory, limits.Files)
 
+	tcp, err := net.Listen(cfg.Network(), cfg.Address())
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v\n", serviceName, cfg.Host, cfg.Port, err)
+		return exitFailure
+	}
+	listener := connlimit.New(tcp.(*net.TCPListener), maxConnections, log)
+
 	svc := newService(log, stdout, maxConnections, time.Now, cfg.Location, newSystemInfo(root, limits))
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
@@ -156,7 +158,7 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 		"gomaxprocs", runtime.GOMAXPROCS(0), "max_connections", maxConnections)
 	err = lifecycle.Service{
 		Server:          newServer(svc, log),
-		Listener:        connlimit.New(listener.(*net.TCPListener), maxConnections, log),
+		Listener:        listener,
 		Log:             log,
 		StartDraining:   svc.startDraining,
 		ShutdownDelay:   cfg.ShutdownDelay,

@@ -34,9 +34,9 @@ func Max(memory, files *int64) int {
 	return int(n)
 }
 
-// setBuffers sets the buffers of the connections that listener accepts, which inherit them. Setting
-// them after Accept would be too late, because clients send before that: 5,000 clients that never read
-// took 25 MB of the kernel's memory that way.
+// setBuffers sets the buffer sizes of listener, because the connections that it accepts inherit them.
+// Setting them after Accept would be too late, because clients send before that: 5,000 clients that never
+// read then took 25 MB of the kernel's memory.
 func setBuffers(listener *net.TCPListener) {
 	raw, err := listener.SyscallConn()
 	if err != nil {

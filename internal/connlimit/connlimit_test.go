@@ -583,14 +583,14 @@ func repeat(status, n int) []int {
 func TestCountDoesNotDependOnThePackets(t *testing.T) {
 	t.Parallel()
 	sent := []byte(request + "\r\nGET / HTTP/1.1\n" + fields(101) + "\r\n")
-	want := new(conn).count(sent)
+	want := new(conn).countLines(sent)
 	if want >= len(sent) || string(sent[want:]) != "\r\n" {
 		t.Fatalf("the count ends at %q, want the end of line 101", sent[want:])
 	}
 	for size := 1; size < len(sent); size++ {
 		c, got := new(conn), 0
 		for start := 0; start < len(sent) && c.lines <= 1+maxHeaderLines; start += size {
-			got += c.count(sent[start:min(start+size, len(sent))])
+			got += c.countLines(sent[start:min(start+size, len(sent))])
 		}
 		if got != want {
 			t.Errorf("in pieces of %d bytes: got %d, want %d", size, got, want)

@@ -1,6 +1,6 @@
 // Package jsonline writes one object as a line of JSON, member by member and without reflection, because
-// with encoding/json, / loses 0.13 of its throughput ratio, and with slog for the log line 0.09 more. It
-// does not check that the caller ends what it has begun.
+// encoding/json costs / 0.13 of its throughput, compared with bare net/http, and slog's log line 0.09 more.
+// It does not check that the caller ends what it has begun.
 package jsonline
 
 import (

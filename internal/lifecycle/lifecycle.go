@@ -17,9 +17,9 @@ import (
 // ErrRequestsCut means that requests were still in flight when the time to stop was over.
 var ErrRequestsCut = errors.New("requests were cut")
 
-// logTimeout bounds the wait for a log line during the stop, because a log that nobody reads must not
-// prevent it.
-const logTimeout = time.Second
+// logTimeout bounds the wait for each of the three log lines of a stop, because a log that nobody reads
+// must not prevent it. With the default timeouts, the stop still ends before docker stop kills.
+const logTimeout = 500 * time.Millisecond
 
 // Service is what Run serves.
 type Service struct {
@@ -42,7 +42,7 @@ func (s Service) Run(ctx context.Context, signals <-chan os.Signal) error {
 	var reason string
 	select {
 	case err := <-failed: // for good, because net/http retries temporary errors itself
-		s.Log.Error("serving failed", "error", err.Error())
+		s.log(slog.LevelError, "serving failed", "error", err.Error())
 		return err
 	case sig := <-signals:
 		reason = sig.String()
