@@ -209,6 +209,17 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	})
 }
 
+// startInto starts a process that listens on port and writes its log to a pipe. It returns the address.
+func startInto(t *testing.T, writer *os.File, p *harness.Process, port string) (address string) {
+	t.Helper()
+	p.Cmd.Stdout = writer
+	p.Start(t)
+	writer.Close()
+	address = net.JoinHostPort("127.0.0.1", port)
+	harness.WaitForHealth(t, address)
+	return address
+}
+
 // The process that reads the log may stop reading, or end.
 func TestLogThatNobodyReads(t *testing.T) {
 	t.Parallel()
@@ -223,11 +234,7 @@ func TestLogThatNobodyReads(t *testing.T) {
 			defer reader.Close()
 			port := harness.FreePort(t)
 			p := harness.Prepare(t, []string{"HOST=127.0.0.1", "PORT=" + port, "SHUTDOWN_DELAY=100ms"})
-			p.Cmd.Stdout = writer
-			p.Start(t)
-			writer.Close()
-			address := net.JoinHostPort("127.0.0.1", port)
-			harness.WaitForHealth(t, address)
+			address := startInto(t, writer, p, port)
 			if ends {
 				reader.Close()
 			}
@@ -267,11 +274,7 @@ func TestLogThatNobodyReadsDoesNotHideHealth(t *testing.T) {
 	port := harness.FreePort(t)
 	p := harness.Prepare(t, []string{"HOST=127.0.0.1", "PORT=" + port})
 	p.LimitFiles(64)
-	p.Cmd.Stdout = writer
-	p.Start(t)
-	writer.Close()
-	address := net.JoinHostPort("127.0.0.1", port)
-	harness.WaitForHealth(t, address)
+	address := startInto(t, writer, p, port)
 	request := "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + strings.Repeat("x", 8<<10) + "\r\n\r\n"
 	for i := 0; i < 200; i++ { // a pipe holds 64 KiB, and the service 48 connections
 		harness.Write(t, harness.Dial(t, address), request)
