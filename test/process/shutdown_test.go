@@ -209,15 +209,21 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	})
 }
 
-// startInto starts a process that listens on port and writes its log to a pipe. It returns the address.
-func startInto(t *testing.T, writer *os.File, p *harness.Process, port string) (address string) {
+// startWithPipe starts a process that listens on port and writes its log to a pipe. It returns the end of
+// the pipe to read, which closes when the test ends, and the address.
+func startWithPipe(t *testing.T, p *harness.Process, port string) (reader *os.File, address string) {
 	t.Helper()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reader.Close() })
 	p.Cmd.Stdout = writer
 	p.Start(t)
 	writer.Close()
 	address = net.JoinHostPort("127.0.0.1", port)
 	harness.WaitForHealth(t, address)
-	return address
+	return reader, address
 }
 
 // The process that reads the log may stop reading, or end.
@@ -227,14 +233,9 @@ func TestLogThatNobodyReads(t *testing.T) {
 		ends := name == "the reader ends"
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			reader, writer, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer reader.Close()
 			port := harness.FreePort(t)
 			p := harness.Prepare(t, []string{"HOST=127.0.0.1", "PORT=" + port, "SHUTDOWN_DELAY=100ms"})
-			address := startInto(t, writer, p, port)
+			reader, address := startWithPipe(t, p, port)
 			if ends {
 				reader.Close()
 			}
@@ -266,15 +267,10 @@ func TestLogThatNobodyReads(t *testing.T) {
 // More requests than connections must not wait for the log, and the log must say what it lacks.
 func TestLogThatNobodyReadsDoesNotHideHealth(t *testing.T) {
 	t.Parallel()
-	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer reader.Close()
 	port := harness.FreePort(t)
 	p := harness.Prepare(t, []string{"HOST=127.0.0.1", "PORT=" + port})
 	p.LimitFiles(64)
-	address := startInto(t, writer, p, port)
+	reader, address := startWithPipe(t, p, port)
 	request := "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + strings.Repeat("x", 8<<10) + "\r\n\r\n"
 	for i := 0; i < 200; i++ { // a pipe holds 64 KiB, and the service 48 connections
 		harness.Write(t, harness.Dial(t, address), request)
