@@ -8,12 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"devops-info-service/internal/httpconn"
 	"devops-info-service/test/harness"
 )
 
@@ -141,11 +141,9 @@ func (s *testServer) waitUntilIdle(t testing.TB, n int) {
 	harness.WaitFor(t, "idle connections", func() bool {
 		ready := 0
 		for _, c := range s.connections() {
-			c.mu.Lock()
-			if c.state == waiting && time.Since(c.since) > patience {
+			if forClient, since := c.Waiting(); forClient && time.Since(since) > patience {
 				ready++
 			}
-			c.mu.Unlock()
 		}
 		return ready == n
 	})
@@ -153,7 +151,7 @@ func (s *testServer) waitUntilIdle(t testing.TB, n int) {
 
 func (s *testServer) waitUntilInFlight(t testing.TB, n int) {
 	t.Helper()
-	harness.WaitFor(t, fmt.Sprintf("%d requests in flight", n), func() bool { return s.count((*conn).inFlight) == n })
+	harness.WaitFor(t, fmt.Sprintf("%d requests in flight", n), func() bool { _, inFlight := s.count(); return inFlight == n })
 }
 
 func TestMax(t *testing.T) {
@@ -265,94 +263,58 @@ func TestEvictClosesFourTimesAsManyEachTime(t *testing.T) {
 	harness.WaitFor(t, "one more to be closed", func() bool { return len(s.connections()) == left-1 })
 }
 
-// A client that sends a header byte by byte gains no time by it.
-func TestHeaderIsAsOldAsItsFirstByte(t *testing.T) {
+// The times are given to stalled, because the real ones are too short for a busy machine.
+func TestWhenAConnectionIsStalled(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, 100, io.Discard)
-	c := s.dialIdle(t, 1)[0]
-	conn := s.connections()[0]
-	since := func(lines int) (since time.Time) {
-		harness.WaitFor(t, fmt.Sprintf("%d lines to be read", lines), func() bool {
-			conn.mu.Lock()
-			defer conn.mu.Unlock()
-			since = conn.since
-			return conn.lines == lines && conn.state == waiting
-		})
-		return since
-	}
-	connected := since(0)
-	harness.Write(t, c, "GET / HTTP/1.1\r\n")
-	first := since(1)
-	harness.Write(t, c, "Host: localhost\r\n")
-	if second := since(2); !first.After(connected) || second != first {
-		t.Errorf("connected at %v, got the ages %v and %v, want one later age", connected, first, second)
-	}
-}
-
-func TestConnectionWithoutASlotIsNotEvicted(t *testing.T) {
-	t.Parallel()
-	if new(conn).evict(time.Now()) {
-		t.Error("it was evicted before its first Read")
-	}
-}
-
-// The times are given to evict, because the real ones are too short for a busy machine.
-func TestWhenAConnectionIsEvicted(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, 1, io.Discard)
-	t.Cleanup(func() { close(s.release) })
-	type step struct {
-		after time.Duration // since the state was entered
-		want  bool
-	}
-	for _, test := range []struct {
-		name    string
-		prepare func(client)
-		state   state
-		steps   []step
+	for name, test := range map[string]struct {
+		prepare   func(*testing.T, *testServer, client)
+		forClient bool
+		allowed   time.Duration
 	}{
-		{"silent", func(client) {}, waiting, []step{{0, false}, {patience - 1, false}, {patience, true}, {time.Hour, false}}},
-		{"idle after a request", func(c client) { c.get(t) }, waiting, []step{{time.Hour, false}, {patience - 1, false}, {patience, true}}},
-		{"in a handler", func(c client) {
+		"silent":               {func(*testing.T, *testServer, client) {}, true, patience},
+		"idle after a request": {func(t *testing.T, _ *testServer, c client) { c.get(t) }, true, patience},
+		"half a header":        {func(t *testing.T, _ *testServer, c client) { harness.Write(t, c, harness.HalfRequest) }, true, patience},
+		"in a handler": {func(t *testing.T, s *testServer, c client) {
 			harness.Write(t, c, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
 			<-s.entered
-		}, responding, []step{{patience, false}, {stalledAfter - 1, false}, {stalledAfter, true}}},
-		{"closing", func(c client) {
-			harness.Write(t, c, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-			c.receive(t)
-		}, closing, []step{{patience - 1, false}, {patience, true}}},
-		// As it is while net/http writes its own response to a bad request.
-		{"busy", func(client) {
-			s.waitUntilIdle(t, 1)
-			s.connections()[0].enter(busy)
-		}, busy, []step{{patience, false}, {stalledAfter - 1, false}, {stalledAfter, true}}},
+		}, false, stalledAfter},
+		"a body that does not come": {func(t *testing.T, _ *testServer, c client) {
+			harness.Write(t, c, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
+			harness.Receive(t, c.reader, "POST")
+		}, true, patience},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			c := s.dial(t)
-			test.prepare(c)
-			var conn *conn
-			harness.WaitFor(t, "the connection's state", func() bool {
+		test := test
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, 1, io.Discard)
+			t.Cleanup(func() { close(s.release) })
+			test.prepare(t, s, s.dial(t))
+			var since time.Time
+			harness.WaitFor(t, "the connection", func() bool {
 				conns := s.connections()
 				if len(conns) != 1 {
 					return false
 				}
-				conn = conns[0]
-				conn.mu.Lock()
-				defer conn.mu.Unlock()
-				return conn.state == test.state
+				forClient, began := conns[0].Waiting()
+				since = began
+				return forClient == test.forClient
 			})
-			since := conn.since
-			for _, step := range test.steps {
-				if got := conn.evict(since.Add(step.after)); got != step.want {
-					t.Errorf("after %v: got %v, want %v", step.after, got, step.want)
-				}
+			c := s.connections()[0]
+			if c.stalled(since.Add(test.allowed - 1)) {
+				t.Errorf("before %v: got true, want false", test.allowed)
 			}
-			harness.WaitFor(t, "the connection to be closed", func() bool { return harness.Closed(c) })
-			if test.name == "in a handler" {
-				s.release <- struct{}{}
+			if !c.stalled(since.Add(test.allowed)) {
+				t.Errorf("after %v: got false, want true", test.allowed)
 			}
-			harness.WaitFor(t, "the slot", func() bool { return len(s.connections()) == 0 })
 		})
+	}
+}
+
+func TestConnectionWithoutASlotIsNotStalled(t *testing.T) {
+	t.Parallel()
+	c := conn{Conn: httpconn.New(nil)}
+	if c.stalled(time.Now()) {
+		t.Error("got true before the first Read, want false")
 	}
 }
 
@@ -392,55 +354,22 @@ func TestResponseThatNobodyReadsIsEvicted(t *testing.T) {
 	}
 }
 
-// A client may close its side before it has read the response, as nc does, and may send more behind a
-// request that closes the connection.
-func TestClosedConnectionDeliversTheWholeResponse(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		behind    string // the request
-		halfClose bool
-	}{
-		"the client closes its side": {"", true},
-		"another request behind it":  {request, false},
-	} {
-		test := test
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := startServer(t, 100, io.Discard)
-			c := s.dialSmall(t)
-			harness.Write(t, c, "GET /medium HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"+test.behind)
-			if test.halfClose {
-				c.CloseWrite()
-			}
-			harness.WaitFor(t, "the response to be with the kernel", func() bool {
-				conns := s.connections()
-				return len(conns) == 1 && conns[0].undelivered()
-			})
-			if response, body := harness.Receive(t, bufio.NewReader(c), "GET"); response.StatusCode != 200 || len(body) != mediumSize {
-				t.Errorf("got %d and %d bytes, want 200 and %d", response.StatusCode, len(body), mediumSize)
-			}
-			c.Close()
-			harness.WaitFor(t, "the slot", func() bool { return len(s.connections()) == 0 })
-		})
-	}
-}
-
 func TestDrainWaitsUntilTheClientHasTheLastResponse(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, 100, io.Discard)
 	c := s.dialSmall(t)
 	harness.Write(t, c, "GET /medium HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-	harness.WaitFor(t, "the response to be with the kernel", func() bool {
-		conns := s.connections()
-		return len(conns) == 1 && conns[0].undelivered()
-	})
+	reader := bufio.NewReaderSize(c, 16)
+	if _, err := reader.Peek(1); err != nil { // then the whole response is with the kernel
+		t.Fatal(err)
+	}
 	result := s.drain(t, context.Background())
 	select {
 	case <-result:
 		t.Fatal("Drain returned before the client had read the response")
 	default:
 	}
-	if response, body := harness.Receive(t, bufio.NewReader(c), "GET"); response.StatusCode != 200 || len(body) != mediumSize {
+	if response, body := harness.Receive(t, reader, "GET"); response.StatusCode != 200 || len(body) != mediumSize {
 		t.Errorf("got %d and %d bytes, want 200 and %d", response.StatusCode, len(body), mediumSize)
 	}
 	if n := <-result; n != 0 {
@@ -514,86 +443,6 @@ func getRepeatedly(address string, requests int) error {
 		}
 	}
 	return nil
-}
-
-// fields is a header of n lines, with Host.
-func fields(n int) string { return "Host: localhost\r\n" + strings.Repeat("A: b\r\n", n-1) }
-
-func TestHeaderLines(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, 100, io.Discard)
-	const get, post, end = "GET / HTTP/1.1\r\n", "POST / HTTP/1.1\r\nConnection: close\r\n", "\r\n"
-	bodyOf150Lines := strings.Repeat("a\n", 150)
-	for name, test := range map[string]struct {
-		sent string
-		want []int // the responses' status codes, then the connection closes if the last is not 200
-	}{
-		"100 lines":                          {get + fields(100) + end, []int{200}},
-		"101 lines":                          {get + fields(101) + end, []int{400}},
-		"101 lines without an end":           {get + fields(101), []int{400}},
-		"101 lines that end in LF only":      {strings.ReplaceAll(get+fields(101)+end, "\r", ""), []int{400}},
-		"100 lines that end in LF only":      {strings.ReplaceAll(get+fields(100)+end, "\r", ""), []int{200}},
-		"100 lines after a stray empty line": {"POST / HTTP/1.1\r\nContent-Length: 0\r\n" + fields(99) + end + end + get + fields(100) + end, []int{200, 200}},
-		"100 lines twice":                    {strings.Repeat(get+fields(100)+end, 2), []int{200, 200}},
-		"101 lines behind a whole request":   {get + fields(1) + end + get + fields(101) + end, []int{200, 400}},
-		"half a header behind a whole one":   {get + fields(100) + end + get + fields(101), []int{200, 400}},
-		"50 pipelined requests of 10 lines":  {strings.Repeat(get+fields(10)+end, 50), repeat(200, 50)},
-		"a body of 150 lines":                {post + fields(2) + "Content-Length: 300\r\n" + end + bodyOf150Lines, []int{200}},
-		"a chunked body of 150 lines":        {post + fields(2) + "Transfer-Encoding: chunked\r\n" + end + "12c\r\n" + bodyOf150Lines + "\r\n0\r\n\r\n", []int{200}},
-	} {
-		for _, packets := range []string{"one packet", "many packets"} {
-			test, size := test, len(test.sent)
-			if packets == "many packets" {
-				size = 100
-			}
-			t.Run(name+" in "+packets, func(t *testing.T) {
-				t.Parallel()
-				c := s.dial(t)
-				go func() { // while responses are read
-					for rest := test.sent; rest != ""; {
-						n := min(size, len(rest))
-						if _, err := io.WriteString(c, rest[:n]); err != nil {
-							return
-						}
-						rest = rest[n:]
-					}
-				}()
-				for i, want := range test.want {
-					response, _ := harness.Receive(t, c.reader, "GET")
-					if response.StatusCode != want {
-						t.Fatalf("response %d: got %d, want %d", i, response.StatusCode, want)
-					}
-				}
-			})
-		}
-	}
-}
-
-func repeat(status, n int) []int {
-	list := make([]int, n)
-	for i := range list {
-		list[i] = status
-	}
-	return list
-}
-
-// However the bytes arrive, the header ends at the same one.
-func TestCountDoesNotDependOnThePackets(t *testing.T) {
-	t.Parallel()
-	sent := []byte(request + "\r\nGET / HTTP/1.1\n" + fields(101) + "\r\n")
-	want := new(conn).countLines(sent)
-	if want >= len(sent) || string(sent[want:]) != "\r\n" {
-		t.Fatalf("the count ends at %q, want the end of line 101", sent[want:])
-	}
-	for size := 1; size < len(sent); size++ {
-		c, got := new(conn), 0
-		for start := 0; start < len(sent) && c.lines <= 1+maxHeaderLines; start += size {
-			got += c.countLines(sent[start:min(start+size, len(sent))])
-		}
-		if got != want {
-			t.Errorf("in pieces of %d bytes: got %d, want %d", size, got, want)
-		}
-	}
 }
 
 // drain calls Drain in the background and returns what receives its result. It returns when the
@@ -679,15 +528,13 @@ func TestDrainWaitsForRequestsInFlight(t *testing.T) {
 func TestDrainWaitsForTheFirstRequestOfANewConnection(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, 100, io.Discard)
+	c := s.dialIdle(t, 1)[0]
 	began := time.Now()
-	c := s.dial(t)
-	s.waitUntilInFlight(t, 1)
-	result := s.drain(t, context.Background())
-	if n := <-result; n != 0 {
+	if n := <-s.drain(t, context.Background()); n != 0 {
 		t.Errorf("got %d, want 0", n)
 	}
 	if took := time.Since(began); took < firstRequestWait {
-		t.Errorf("Drain waited for %v, want %v from the time the connection was accepted", took, firstRequestWait)
+		t.Errorf("Drain waited for %v, want %v", took, firstRequestWait)
 	}
 	c.get(t) // the server is still there; only the listener is closed
 }
