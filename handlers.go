@@ -60,9 +60,9 @@ type (
 	}
 )
 
-// handler answers GET and, without the body, HEAD. It writes the members of the response's object and
-// returns the status.
-type handler func(r *http.Request, response *jsonline.Line) (status int)
+// handler answers GET and, without the body, HEAD, to a request received at the time now. It writes the
+// members of the response's object and returns the status.
+type handler func(r *http.Request, now time.Time, response *jsonline.Line) (status int)
 
 // service is the http.Handler. It finds the handler of the request's path, answers and logs.
 type service struct {
@@ -113,8 +113,7 @@ func (s *service) handle(path, description string, h handler) {
 }
 
 // info answers GET /.
-func (s *service) info(r *http.Request, response *jsonline.Line) int {
-	now := s.now()
+func (s *service) info(r *http.Request, now time.Time, response *jsonline.Line) int {
 	local := now.In(s.location)
 	timezone := s.location.String()
 	if s.location == time.Local {
@@ -144,8 +143,7 @@ func (s *service) info(r *http.Request, response *jsonline.Line) int {
 }
 
 // health answers GET /health: 200 until the service is told to stop, and 503 from then on.
-func (s *service) health(_ *http.Request, response *jsonline.Line) int {
-	now := s.now()
+func (s *service) health(_ *http.Request, now time.Time, response *jsonline.Line) int {
 	code, status := http.StatusOK, "healthy"
 	if s.draining.Load() {
 		code, status = http.StatusServiceUnavailable, "draining"
@@ -161,12 +159,12 @@ func (s *service) startDraining() { s.draining.Store(true) }
 
 // ServeHTTP answers and logs every request.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	received := time.Now()
+	received := s.now()
 	if r.URL.Path == "" && r.Method != http.MethodConnect {
 		r.URL.Path = "/" // GET http://host asks for the root: RFC 9112, section 3.2.2
 	}
 	line := jsonline.New() // first of the response, then of the log
-	status := s.respond(r, line)
+	status := s.respond(r, received, line)
 	body := line.Bytes()
 
 	header := w.Header()
@@ -191,7 +189,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // respond writes the body of the response and returns its status. A panic becomes a 500.
-func (s *service) respond(r *http.Request, response *jsonline.Line) (status int) {
+func (s *service) respond(r *http.Request, now time.Time, response *jsonline.Line) (status int) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.log.Error("panic", "error", fmt.Sprint(v), "method", truncate(r.Method, maxLogged),
@@ -210,7 +208,7 @@ func (s *service) respond(r *http.Request, response *jsonline.Line) (status int)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		return writeError(r, response, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
 	}
-	return h(r, response)
+	return h(r, now, response)
 }
 
 // writeError writes an error's members and returns the status.
@@ -234,7 +232,7 @@ func (s *service) logRequest(r *http.Request, line *jsonline.Line, status, bytes
 	if !s.log.Enabled(r.Context(), level) {
 		return
 	}
-	now := time.Now()
+	now := s.now()
 	line.Begin()
 	line.String("time", now.Format(time.RFC3339Nano))
 	line.String("level", level.String())

@@ -12,8 +12,8 @@ import (
 // Line is a line of JSON.
 type Line struct{ bytes []byte }
 
-// New returns an empty line with the memory that most lines need.
-func New() *Line { return &Line{make([]byte, 0, 1024)} }
+// New returns an empty line.
+func New() *Line { return &Line{make([]byte, 0, 256)} }
 
 // Bytes returns the line. It is valid until the next call of a method.
 func (l *Line) Bytes() []byte { return l.bytes }
