@@ -13,7 +13,7 @@ import (
 type Line struct{ bytes []byte }
 
 // New returns an empty line.
-func New() *Line { return &Line{make([]byte, 0, 256)} }
+func New() *Line { return &Line{make([]byte, 0, 512)} }
 
 // Bytes returns the line. It is valid until the next call of a method.
 func (l *Line) Bytes() []byte { return l.bytes }
