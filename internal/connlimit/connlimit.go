@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// At its worst, a connection costs up to 48 KiB in the process and up to 64 KiB in the kernel, which
-	// version 2 of control groups charges to the container too.
+	// At its worst, a connection costs 48 KiB in the process and 64 KiB in the kernel: requests that have not
+	// been read, and a response that the client does not take. Version 2 of control groups charges both to
+	// the container. So Max × connectionCost + processCost fits, unless minConnections applies.
 	connectionCost = 112 << 10 // bytes
 	processCost    = 8 << 20   // bytes, with no connection open
 	minConnections = 32        // however little memory there is
@@ -27,14 +28,14 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 8 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// patience is how long a new connection waits for a slot before others are evicted, and how long one
-	// must have waited for its client before it is evicted. With 25 ms, 1,000 clients in 32 MiB lost 2.7 of
+	// patience is how long a new connection waits for a slot before others are evicted, and how long an
+	// evicted one must have waited for its client. With 25 ms, 1,000 clients in 32 MiB and half a CPU lost 3 of
 	// 1,000 requests. With 50 ms, a flood of 5,000 clients hid /health for more than a second.
 	patience = 40 * time.Millisecond
 
 	// stalledAfter is how long a request may take when slots are needed. A handler takes microseconds, so
-	// one that takes longer waits for a client that does not read, or for the log. With 40 ms, 1,000
-	// clients in 32 MiB and half a CPU lost 6 of 1,000 requests.
+	// one that takes longer waits for a client that does not read, or for the log. With 40 ms, the same
+	// clients lost 4 of 1,000 requests.
 	stalledAfter = 100 * time.Millisecond
 
 	// firstRequestWait is how long Drain waits for requests on open connections. Of 20 clients that sent
@@ -80,8 +81,9 @@ type conn struct {
 
 // New returns a Listener that accepts from listener and has that many slots.
 func New(listener *net.TCPListener, slots int, log *slog.Logger) *Listener {
-	// Set on the listener, because clients send before Accept returns: 5,000 clients that never read took
-	// 25 MB of the kernel's memory. Control fails if the listener is closed, which Accept reports.
+	// Set on the listener, because clients send before Accept returns. Set on the connections, they let 5,000
+	// clients that never read take 25 MB of the kernel's memory. A failure means a closed listener, which
+	// Accept reports.
 	if raw, err := listener.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {
 			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, socketBuffer)
@@ -168,23 +170,23 @@ func (l *Listener) evict() {
 	for looks := l.conns.Len(); looks > 0 && closed < l.batch; looks-- {
 		e := l.conns.Front()
 		l.conns.MoveToBack(e)
-		switch c := e.Value.(*conn); {
-		case !c.stalled(now), c.completed.Swap(false):
-		case c.Abort() == nil:
+		c := e.Value.(*conn)
+		if c.stalled(now) && !c.completed.Swap(false) && c.Abort() == nil {
 			closed++
 		}
 	}
-	if closed > 0 {
-		l.evictedAt, l.batch = now, 4*closed
+	if closed == 0 {
+		return
 	}
-	if closed > 0 && now.Sub(l.warnedAt) > time.Minute {
+	l.evictedAt, l.batch = now, 4*closed
+	if now.Sub(l.warnedAt) > time.Minute {
 		l.warnedAt = now
 		// In the background, because a log that nobody reads must not stop the listener.
 		go l.log.Warn("all connection slots are taken; closing connections that complete no requests", "slots", cap(l.slots))
 	}
 }
 
-// stalled reports whether nothing has come from the client for too long.
+// stalled reports whether the last request, or the wait for the first one, takes too long.
 func (c *conn) stalled(now time.Time) bool {
 	forClient, since := c.Waiting()
 	allowed := stalledAfter
