@@ -131,12 +131,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 func (l *Listener) acquireSlot() {
-	select {
-	case l.slots <- struct{}{}:
-		return
-	default:
-	}
-	l.full.Store(true)
+	l.full.Store(len(l.slots) == cap(l.slots))
 	defer l.full.Store(false)
 	for {
 		select {
