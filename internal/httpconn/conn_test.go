@@ -180,6 +180,24 @@ func TestCloseGivesUpOnAClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
+func TestCloseDoesNotWaitForAClientThatHasReset(t *testing.T) {
+	t.Parallel()
+	client, server := connect(t)
+	if _, err := server.Write(make([]byte, 6<<10)); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	closed := make(chan error)
+	go func() { closed <- server.Close() }()
+	harness.WaitFor(t, "the kernel to keep a part of the response", server.unacknowledged)
+	client.SetLinger(0)
+	client.Close()
+	<-closed
+	if took := time.Since(began); took >= lingerTime {
+		t.Errorf("Close returned after %v, want less than %v", took, lingerTime)
+	}
+}
+
 // server serves HTTP on Conns, without a limit on how many there are. It returns its address.
 func server(t *testing.T) string {
 	t.Helper()
