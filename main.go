@@ -51,7 +51,7 @@ const (
 // Exit codes.
 const (
 	exitOK      = 0
-	exitFailure = 1 // could not listen, cut requests, or not healthy
+	exitFailure = 1 // could not listen, requests were cut, or not healthy
 	exitUsage   = 2 // a bad flag, argument or environment value
 )
 
@@ -71,7 +71,7 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
-// run is the whole program and returns its exit code. SIGINT, SIGTERM and the end of ctx stop it.
+// run is the whole program and returns its exit code. It stops on SIGINT, on SIGTERM or when ctx ends.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet(serviceName, flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // help and errors are printed below
@@ -130,7 +130,9 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 	signal.Ignore(syscall.SIGPIPE) // because a write to a log whose reader has gone would kill the service
 
 	if cfg.Location == time.Local {
-		os.Unsetenv("TZ") // because Go takes an empty TZ for UTC, and here it means the system's zone
+		// Go reads TZ when time.Local is first used. It takes an empty TZ for UTC, and here that means the
+		// system's zone.
+		os.Unsetenv("TZ")
 	}
 	level := slog.LevelInfo
 	if cfg.Debug {

@@ -263,8 +263,8 @@ func TestEvictClosesFourTimesAsManyEachTime(t *testing.T) {
 	harness.WaitFor(t, "one more to be closed", func() bool { return len(s.connections()) == left-1 })
 }
 
-// The times are given to stalled, because the real ones are too short for a busy machine.
-func TestWhenAConnectionIsStalled(t *testing.T) {
+// The times are given to evictable, because the real ones are too short for a busy machine.
+func TestWhenAConnectionIsEvictable(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		prepare   func(*testing.T, *testServer, client)
@@ -300,20 +300,20 @@ func TestWhenAConnectionIsStalled(t *testing.T) {
 				return forClient == test.forClient
 			})
 			c := s.connections()[0]
-			if c.stalled(since.Add(test.allowed - 1)) {
+			if c.evictable(since.Add(test.allowed - 1)) {
 				t.Errorf("before %v: got true, want false", test.allowed)
 			}
-			if !c.stalled(since.Add(test.allowed)) {
+			if !c.evictable(since.Add(test.allowed)) {
 				t.Errorf("after %v: got false, want true", test.allowed)
 			}
 		})
 	}
 }
 
-func TestConnectionWithoutASlotIsNotStalled(t *testing.T) {
+func TestConnectionWithoutASlotIsNotEvictable(t *testing.T) {
 	t.Parallel()
 	c := conn{Conn: httpconn.New(nil)}
-	if c.stalled(time.Now()) {
+	if c.evictable(time.Now()) {
 		t.Error("got true before the first Read, want false")
 	}
 }
@@ -329,7 +329,7 @@ func TestResponsesCloseConnectionsOnlyWhileSomebodyWaits(t *testing.T) {
 	harness.Write(t, first, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"+request)
 	<-s.entered
 	second := s.dial(t)
-	harness.WaitFor(t, "the second client to wait", s.full.Load)
+	harness.WaitFor(t, "the second client to wait", s.waiting.Load)
 	s.release <- struct{}{}
 	if response := first.receive(t); response.Close {
 		t.Error("the request that came before the second client: got Connection: close")

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// maxHeaderLines bounds a request's header, because net/http needs many times the memory of short
-	// lines. Apache and Tomcat allow 100 too.
+	// maxHeaderLines bounds a request's header, because for short lines net/http needs many times the memory
+	// that they have. Apache and Tomcat allow 100 too.
 	maxHeaderLines = 100
 
 	// lingerTime is how long Close waits for the client.
@@ -30,34 +30,35 @@ type Conn struct {
 
 	mu         sync.Mutex
 	reading    bool      // net/http waits for the client
-	responding bool      // from the end of the header until the kernel has taken the response
+	responding bool      // net/http has read a header, and will not read the next one yet
 	since      time.Time // when the last header began, or the first Read; zero before that
-	lines      int       // lines of the header that is arriving, with its request line
+	inHeader   bool      // a part of a header has arrived
+	lines      int       // whole lines of that header, with the request line
 	inLine     bool      // the next line has begun
 }
 
 // New returns a Conn that reads from and writes to tcp.
 func New(tcp *net.TCPConn) *Conn { return &Conn{TCPConn: tcp} }
 
-// SetState must be called by the http.Server's ConnState.
+// SetState records the state that http.Server.ConnState reports.
 func (c *Conn) SetState(state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.responding = state == http.StateActive // net/http has read a header
+	c.responding = state == http.StateActive
 }
 
 // Read reads from the connection. It fails when a header has more than maxHeaderLines.
 func (c *Conn) Read(p []byte) (int, error) {
 	c.mu.Lock()
+	if c.lines > 1+maxHeaderLines {
+		c.mu.Unlock()
+		return 0, errTooManyLines
+	}
 	c.reading = len(p) > 1 // while a handler runs, net/http reads ahead by one byte
 	if c.since.IsZero() {
 		c.since = time.Now()
 	}
-	lines := c.lines
 	c.mu.Unlock()
-	if lines > 1+maxHeaderLines {
-		return 0, errTooManyLines
-	}
 
 	n, err := c.TCPConn.Read(p)
 
@@ -68,22 +69,24 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if n == 0 || body {
 		return n, err
 	}
-	if !c.inHeader() {
+	if !c.inHeader {
 		c.since = time.Now()
 	}
-	return c.countLines(p[:n]), err // what follows the first line too many is lost with the connection
+	return c.countLines(p[:n]), err
 }
 
-// countLines counts the lines of the header in p. It returns the length of p, or where the first line too
-// many ends.
+// countLines counts the lines of the header in p. It returns how many bytes net/http gets: all of them, or
+// those up to the first line too many, because the next Read fails. A body that comes in the same packet as
+// its header is counted too, which does no harm, because such connections close after the response.
 func (c *Conn) countLines(p []byte) (n int) {
 	for ; n < len(p) && c.lines <= 1+maxHeaderLines; n++ {
+		c.inHeader = true
 		switch {
 		case p[n] == '\n' && c.inLine:
 			c.lines++
 			c.inLine = false
 		case p[n] == '\n': // an empty line ends the header
-			c.lines = 0
+			c.inHeader, c.lines = false, 0
 		case p[n] != '\r':
 			c.inLine = true
 		}
@@ -91,15 +94,13 @@ func (c *Conn) countLines(p []byte) (n int) {
 	return n
 }
 
-// inHeader reports whether a part of a header has arrived.
-func (c *Conn) inHeader() bool { return c.lines > 0 || c.inLine }
-
-// InFlight reports whether the client expects a response: its connection is new, a part of a request has
-// arrived, or the client does not have the whole response yet.
+// InFlight reports whether the client expects a response: net/http has not begun to read, a part of a
+// request has arrived, or the client does not have the whole response. A body that net/http still waits for
+// is not in flight, because its client has the response.
 func (c *Conn) InFlight() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.reading || !c.responding && c.inHeader()
+	return !c.reading || !c.responding && c.inHeader
 }
 
 // Waiting reports whether the server waits for the client, and when the client's last request began, or
@@ -110,15 +111,17 @@ func (c *Conn) Waiting() (forClient bool, since time.Time) {
 	return c.reading, c.since
 }
 
-// Close closes the connection when the client has the whole response, or after lingerTime. Until then the
-// kernel's memory holds the response, so the connection must count as open. Without the wait, 5,000
-// clients that never read took 79 MiB in a container of 32 MiB.
+// Close closes the connection when the client's kernel has the whole response, or after lingerTime. Until
+// then this kernel's memory holds the response, so the connection must count as open. Without the wait,
+// 5,000 clients that never read took 79 MiB in a container of 32 MiB.
 func (c *Conn) Close() error {
+	deadline := time.Now().Add(lingerTime)
 	// CloseWrite does nothing the second time, and fails once the client has reset the connection.
-	for deadline := time.Now().Add(lingerTime); c.CloseWrite() == nil && c.unacknowledged(); time.Sleep(5 * time.Millisecond) {
+	for c.CloseWrite() == nil && c.unacknowledged() {
 		if time.Now().After(deadline) {
 			return c.Abort()
 		}
+		time.Sleep(5 * time.Millisecond) // polls, because the kernel does not report acknowledgements
 	}
 	return c.TCPConn.Close()
 }
@@ -130,8 +133,8 @@ func (c *Conn) Abort() error {
 	return c.TCPConn.Close()
 }
 
-// unacknowledged reports whether the client lacks a part of what was sent, apart from the end of the
-// connection, which counts as one byte: SIOCOUTQ in tcp(7), which has the value of TIOCOUTQ.
+// unacknowledged reports whether the client's kernel lacks a part of what was sent. It asks SIOCOUTQ of
+// tcp(7), which has the value of TIOCOUTQ and counts the end of the connection as one byte.
 func (c *Conn) unacknowledged() bool {
 	raw, err := c.SyscallConn()
 	if err != nil {

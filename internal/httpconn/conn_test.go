@@ -3,6 +3,7 @@ package httpconn
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -61,10 +62,14 @@ func TestHeaderIsAsOldAsItsFirstByte(t *testing.T) {
 	if !since().IsZero() {
 		t.Errorf("before the first Read: got %v, want zero", since())
 	}
-	for i := 0; i < 2; i++ {
+	for i, parts := range [][]string{
+		{request[:1], request[1:20], request[20:]},
+		{request[:20], request[20 : len(request)-1], "\n"},
+		{"\r", "\r", "\r"},
+	} {
 		before := since()
 		var ages []time.Time
-		for _, part := range []string{request[:1], request[1:20], request[20:]} {
+		for _, part := range parts {
 			harness.Write(t, client, part)
 			read(t, server, part)
 			ages = append(ages, since())
@@ -203,7 +208,12 @@ func server(t *testing.T) string {
 	t.Helper()
 	listener := harness.Listen(t)
 	server := &http.Server{
-		Handler:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "done") }),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ContentLength != 0 {
+				w.Header().Set("Connection", "close") // as the service does, which reads no bodies
+			}
+			io.WriteString(w, "done")
+		}),
 		ConnState: func(c net.Conn, state http.ConnState) { c.(*Conn).SetState(state) },
 	}
 	served := make(chan error)
@@ -273,6 +283,23 @@ func TestHeaderLines(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// net/http reads a body of up to 256 KiB before it closes the connection. If it did not, the kernel would reset
+// the connection while the client sends.
+func TestLinesOfABodyDoNotCount(t *testing.T) {
+	t.Parallel()
+	c := harness.Dial(t, server(t))
+	body := strings.Repeat(strings.Repeat("x", 59)+"\n", 3000)
+	harness.Write(t, c, fmt.Sprintf("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", len(body)))
+	for rest := body; rest != ""; rest = rest[6000:] {
+		harness.Write(t, c, rest[:6000])
+	}
+	reader := bufio.NewReader(c)
+	harness.Receive(t, reader, "POST")
+	if _, err := reader.ReadByte(); err != io.EOF {
+		t.Errorf("after the response: got %v, want %v", err, io.EOF)
 	}
 }
 

@@ -1,5 +1,6 @@
-// Package jsonline writes one object as a line of JSON, member by member and without reflection, because
-// encoding/json costs / 0.13 of its throughput, compared with bare net/http, and slog's log line 0.09 more.
+// Package jsonline writes one object as a line of JSON, member by member and without reflection. With
+// encoding/json, the throughput of GET /, divided by that of bare net/http, is lower by 0.13, and by 0.09 more
+// with slog's log line.
 // It does not check that the caller ends what it has begun.
 package jsonline
 

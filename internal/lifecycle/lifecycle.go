@@ -1,5 +1,5 @@
-// Package lifecycle serves until the process is told to stop, and then stops in steps, so that clients
-// lose no request if they finish in time. It logs each step. It does not install signal handlers.
+// Package lifecycle serves until the process is told to stop, and then stops in steps, so that no request
+// that finishes in time is lost. It logs each step. It does not install signal handlers.
 package lifecycle
 
 import (
@@ -18,7 +18,7 @@ import (
 var ErrRequestsCut = errors.New("requests were cut")
 
 // logTimeout bounds the wait for each of the three log lines of a stop, because a log that nobody reads
-// must not prevent it. With the default timeouts, the stop still ends before docker stop kills.
+// must not prevent the stop. With the default timeouts, it still ends before docker stop sends SIGKILL.
 const logTimeout = 500 * time.Millisecond
 
 // Service is what Run serves.
@@ -34,7 +34,7 @@ type Service struct {
 
 // Run serves until a signal arrives or ctx ends. Then health checks fail, and everything is still
 // served for ShutdownDelay. After that the listener closes, and the requests in flight have
-// ShutdownTimeout to finish. A second signal ends both at once.
+// ShutdownTimeout to finish. A second signal ends the delay and the timeout at once.
 func (s Service) Run(ctx context.Context, signals <-chan os.Signal) error {
 	failed := make(chan error, 1)
 	go func() { failed <- s.Listener.Serve(s.Server) }()
@@ -69,7 +69,7 @@ func (s Service) Run(ctx context.Context, signals <-chan os.Signal) error {
 	s.log(slog.LevelInfo, "stopping", "timeout", s.ShutdownTimeout.String())
 	timed, cancelTimeout := context.WithTimeoutCause(ctx, s.ShutdownTimeout, errors.New("the timeout"))
 	defer cancelTimeout()
-	// Not Server.Shutdown, because in newer Go it drops a request whose header is still arriving.
+	// Not Server.Shutdown, because it drops a request whose header is still arriving.
 	inFlight := s.Listener.Drain(timed)
 	reason = "all requests answered"
 	if cause := context.Cause(timed); cause != nil {
