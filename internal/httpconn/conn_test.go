@@ -107,6 +107,15 @@ func TestRequestIsInFlightUntilNetHTTPReadsOn(t *testing.T) {
 	}
 	readOn(4096)
 	check("silent", true, false)
+	response := make([]byte, 6<<10)
+	if _, err := server.Write(response); err != nil {
+		t.Fatal(err)
+	}
+	check("a response of which the client's kernel has a part", true, true)
+	if _, err := io.ReadFull(client, response); err != nil {
+		t.Fatal(err)
+	}
+	check("a response that the client has", true, false)
 	send(harness.HalfRequest)
 	check("half a request, while net/http looks at it", false, true)
 	readOn(4096)
@@ -170,6 +179,7 @@ func TestCloseDeliversTheWholeResponse(t *testing.T) {
 func TestCloseGivesUpOnAClientThatDoesNotRead(t *testing.T) {
 	t.Parallel()
 	client, server := connect(t)
+	server.lingerTime = 100 * time.Millisecond
 	if _, err := server.Write(make([]byte, 6<<10)); err != nil {
 		t.Fatal(err)
 	}
@@ -177,8 +187,8 @@ func TestCloseGivesUpOnAClientThatDoesNotRead(t *testing.T) {
 	if err := server.Close(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took < lingerTime {
-		t.Errorf("Close returned after %v, want at least %v", took, lingerTime)
+	if took := time.Since(began); took < server.lingerTime {
+		t.Errorf("Close returned after %v, want at least %v", took, server.lingerTime)
 	}
 	if _, err := io.ReadAll(client); err == nil {
 		t.Error("the client received everything, want a reset, because the kernel was to drop the rest")
@@ -288,18 +298,62 @@ func TestHeaderLines(t *testing.T) {
 
 // net/http reads a body of up to 256 KiB before it closes the connection. If it did not, the kernel would reset
 // the connection while the client sends.
-func TestLinesOfABodyDoNotCount(t *testing.T) {
+func TestLinesOfABodyDoNotEndTheConnection(t *testing.T) {
+	t.Parallel()
+	for name, line := range map[string]string{
+		"long lines":                            strings.Repeat("x", 59) + "\n",
+		"100 lines in the packet of the header": "x\n",
+	} {
+		line := line
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := harness.Dial(t, server(t))
+			body := strings.Repeat(line, 180_000/len(line))
+			harness.Write(t, c, fmt.Sprintf("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", len(body))+body[:6000])
+			if response, _ := harness.Receive(t, bufio.NewReader(c), "POST"); response.StatusCode != 200 {
+				t.Errorf("got %d, want 200", response.StatusCode)
+			}
+			for rest := body[6000:]; rest != ""; rest = rest[6000:] {
+				harness.Write(t, c, rest[:6000])
+			}
+		})
+	}
+}
+
+// net/http does not read a body of more than 256 KiB.
+func TestClientThatStillSendsIsNotReset(t *testing.T) {
 	t.Parallel()
 	c := harness.Dial(t, server(t))
-	body := strings.Repeat(strings.Repeat("x", 59)+"\n", 3000)
-	harness.Write(t, c, fmt.Sprintf("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", len(body)))
-	for rest := body; rest != ""; rest = rest[6000:] {
-		harness.Write(t, c, rest[:6000])
-	}
+	harness.Write(t, c, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
 	reader := bufio.NewReader(c)
 	harness.Receive(t, reader, "POST")
 	if _, err := reader.ReadByte(); err != io.EOF {
 		t.Errorf("after the response: got %v, want %v", err, io.EOF)
+	}
+	for i := 0; i < 10; i++ {
+		harness.Write(t, c, "body")
+	}
+}
+
+func TestAbortEndsTheWaitForAClientThatMaySend(t *testing.T) {
+	t.Parallel()
+	_, server := connect(t)
+	server.uploadTime = time.Hour
+	server.lingerTime = time.Hour
+	closed := make(chan error)
+	go func() {
+		defer func() {
+			recover() // as net/http does
+			closed <- server.Close()
+		}()
+		server.CloseWrite()
+	}()
+	harness.WaitFor(t, "Close to wait", server.uploading.Load)
+	server.Abort()
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("Close waits although the connection was aborted")
 	}
 }
 
