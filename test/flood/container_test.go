@@ -43,6 +43,8 @@ func TestAttacksIn32MiB(t *testing.T) {
 		{"a header of 512 bytes in short fields", harness.SendWithoutReading(harness.ShortFields(512, true), hold), slow},
 		{"one field of 15 KB, expensive to encode", harness.SendWithoutReading([]byte(expensive), hold), slow},
 		{"half a header behind a whole one", harness.SendHalf(append([]byte(harness.LargeRequest(600)), half...)), slow},
+		{"a header that is too large", harness.SendHalf([]byte(harness.LargeRequest(17 << 10))), quick},
+		{"a large body that never comes", harness.SendHalf([]byte("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")), quick},
 		{"twenty requests at once, responses never read", harness.SendWithoutReading(bytes.Repeat([]byte(request), 20), hold), slow},
 	} {
 		t.Run(test.name, func(t *testing.T) {
