@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -35,11 +34,11 @@ type Conn struct {
 	*net.TCPConn
 	lingerTime, uploadTime time.Duration
 
-	uploading atomic.Bool // the response has been sent, and the client may still be sending
-
 	mu         sync.Mutex
 	reading    bool      // net/http waits for the client
 	responding bool      // net/http has read a header, and will not read the next one yet
+	uploading  bool      // the client may still be sending when the last response has been sent
+	closing    bool      // net/http has closed the connection
 	since      time.Time // when the last header began, or the first Read; zero before that
 	inHeader   bool      // a part of a header has arrived
 	lines      int       // whole lines of that header, with the request line
@@ -111,7 +110,8 @@ func (c *Conn) countLines(p []byte) (n int) {
 func (c *Conn) InFlight() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.reading || !c.responding && c.inHeader || c.unacknowledged()
+	waits := c.closing || c.reading && (c.responding || !c.inHeader)
+	return !waits || c.unacknowledged()
 }
 
 // Waiting reports whether the server waits for the client, and when the client's last request began, or
@@ -126,7 +126,9 @@ func (c *Conn) Waiting() (forClient bool, since time.Time) {
 // a second, which Abort could not end: 5,000 clients that sent the begin of a large body hid /health for ten
 // seconds. So this panics, which ends net/http's work on the connection, and Close waits instead.
 func (c *Conn) CloseWrite() error {
-	c.uploading.Store(true)
+	c.mu.Lock()
+	c.uploading = true
+	c.mu.Unlock()
 	panic(http.ErrAbortHandler)
 }
 
@@ -134,6 +136,11 @@ func (c *Conn) CloseWrite() error {
 // then this kernel's memory holds the response, so the connection must count as open. Without the wait,
 // 5,000 clients that never read took 79 MiB in a container of 32 MiB.
 func (c *Conn) Close() error {
+	c.mu.Lock()
+	c.closing = true
+	uploading := c.uploading
+	c.mu.Unlock()
+
 	began, pause := time.Now(), time.Millisecond
 	// The second CloseWrite does nothing. It fails after Abort, or when the client has reset the connection.
 	for c.TCPConn.CloseWrite() == nil {
@@ -141,7 +148,7 @@ func (c *Conn) Close() error {
 		if waited > c.lingerTime {
 			return c.Abort()
 		}
-		if !c.unacknowledged() && (waited > c.uploadTime || !c.uploading.Load()) {
+		if !c.unacknowledged() && (waited > c.uploadTime || !uploading) {
 			break
 		}
 		time.Sleep(pause) // polls, because the kernel does not report acknowledgements

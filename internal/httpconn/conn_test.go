@@ -348,7 +348,11 @@ func TestAbortEndsTheWaitForAClientThatMaySend(t *testing.T) {
 		}()
 		server.CloseWrite()
 	}()
-	harness.WaitFor(t, "Close to wait", server.uploading.Load)
+	harness.WaitFor(t, "Close", func() bool {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.closing
+	})
 	server.Abort()
 	select {
 	case <-closed:

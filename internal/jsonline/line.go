@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Line is a line of JSON.
@@ -47,6 +48,14 @@ func (l *Line) String(name, value string) {
 	l.quote(strings.ToValidUTF8(value, "\ufffd"))
 }
 
+// Time adds a time in the layout of package time.
+func (l *Line) Time(name string, value time.Time, layout string) {
+	l.name(name)
+	l.bytes = append(l.bytes, '"')
+	l.bytes = value.AppendFormat(l.bytes, layout)
+	l.bytes = append(l.bytes, '"')
+}
+
 // Int adds a whole number.
 func (l *Line) Int(name string, value int64) {
 	l.name(name)
@@ -59,13 +68,14 @@ func (l *Line) Float(name string, value float64) {
 	l.bytes = strconv.AppendFloat(l.bytes, value, 'f', -1, 64)
 }
 
-// name begins a member.
+// name begins a member. The name must not need to be escaped.
 func (l *Line) name(name string) {
 	if l.bytes[len(l.bytes)-1] != '{' {
 		l.bytes = append(l.bytes, ',')
 	}
-	l.quote(name)
-	l.bytes = append(l.bytes, ':')
+	l.bytes = append(l.bytes, '"')
+	l.bytes = append(l.bytes, name...)
+	l.bytes = append(l.bytes, "\":"...)
 }
 
 // quote adds a string and escapes what RFC 8259, section 7, requires.

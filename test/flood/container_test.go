@@ -163,9 +163,12 @@ func TestHonestClients(t *testing.T) {
 			t.Fatalf("%s is needed: apt-get install %s", program, program)
 		}
 	}
+	// The floor is built with the Go of the service, and has as many threads, because both change the rate.
+	version := strings.Fields(harness.Must(t, "run", "--rm", harness.Image(), "devops-info-service", "-version"))
+	toolchain := version[len(version)-2]
 	floor := filepath.Join(t.TempDir(), "floor")
 	build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-o", floor, "./test/floor")
-	build.Dir, build.Env = harness.Root(t), append(os.Environ(), "CGO_ENABLED=0")
+	build.Dir, build.Env = harness.Root(t), append(os.Environ(), "CGO_ENABLED=0", "GOTOOLCHAIN="+toolchain)
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build ./test/floor: %v\n%s", err, output)
 	}
@@ -213,7 +216,7 @@ func TestHonestClients(t *testing.T) {
 			_, body := harness.Get(t, strings.TrimSuffix(strings.TrimPrefix(service, "http://"), "/health"), "/health")
 			bare := harness.Unique()
 			t.Cleanup(func() { harness.Docker(t, "rm", "-f", bare) })
-			arguments := append([]string{"run", "-d", "--name", bare, "--cpus=1", "-e", "PORT=5002", "-e", "HEALTH=" + body, "-v", floor + ":/floor:ro"}, test.memory...)
+			arguments := append([]string{"run", "-d", "--name", bare, "--cpus=1", "-e", "GOMAXPROCS=1", "-e", "PORT=5002", "-e", "HEALTH=" + body, "-v", floor + ":/floor:ro"}, test.memory...)
 			harness.Must(t, append(arguments, harness.Image(), "/floor")...)
 			address := harness.ContainerIP(t, bare) + ":5002"
 			harness.WaitForHealth(t, address)
