@@ -28,14 +28,14 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 8 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// patience is how long a new connection waits for a slot before others are evicted, and how long an
-	// evicted one must have waited for its client. With 25 ms, 0.3 % of the requests of 1,000 clients in 32 MiB
-	// and half a CPU failed. With 50 ms, a flood of 5,000 clients hid /health for more than a second.
+	// patience is how long a new connection waits for a slot before others are evicted, and how long ago the
+	// last request of an evicted one must have begun. With 25 ms, 0.3 % of the requests of 1,000 clients
+	// failed, in 32 MiB with half a CPU. With 50 ms, 5,000 clients hid /health for more than a second.
 	patience = 40 * time.Millisecond
 
 	// stalledAfter is how long a request may take when slots are needed. A handler takes microseconds, so
 	// one that takes longer waits for a client that does not read, or for the log. With 40 ms, 0.4 % of
-	// the requests in the same test failed.
+	// the requests of these clients failed.
 	stalledAfter = 100 * time.Millisecond
 
 	// firstRequestWait is how long Drain waits for requests on open connections, because clients that have just
@@ -83,8 +83,7 @@ type conn struct {
 // New returns a Listener that accepts from listener and has that many slots.
 func New(listener *net.TCPListener, slots int, log *slog.Logger) *Listener {
 	// The buffer sizes are set on the listener, because clients send before Accept returns. When they were set
-	// on each connection, 5,000 clients that never read took 25 MB of the kernel's memory. A failure means
-	// that the listener is closed, which Accept reports.
+	// on each connection, 5,000 clients that never read took 25 MB of the kernel's memory.
 	if raw, err := listener.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {
 			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, socketBuffer)
@@ -159,7 +158,7 @@ func (l *Listener) remove(c *conn) {
 
 // evict closes connections by second chance (the CLOCK algorithm): one that has completed a request
 // since evict last spared it is spared once more. The first call closes one connection, and each call within
-// a second of the last one up to four times as many. So one new client costs one idle client its connection,
+// a second of one that closed some up to four times as many. So one new client costs one idle client its connection,
 // and a flood of 5,000 clients in 32 MiB is over within two seconds.
 func (l *Listener) evict() {
 	l.mu.Lock()
@@ -198,8 +197,8 @@ func (c *conn) evictable(now time.Time) bool {
 	return !since.IsZero() && now.Sub(since) >= allowed
 }
 
-// Drain closes the listener and waits until no request is in flight, or ctx ends. It returns how many are
-// in flight then.
+// Drain closes the listener and waits until no connection is open, or no request is in flight and
+// firstRequestWait is over, or ctx ends. It returns how many requests are in flight then.
 func (l *Listener) Drain(ctx context.Context) int {
 	l.Close()
 	began := time.Now()

@@ -14,12 +14,12 @@ import (
 )
 
 const (
-	// maxHeaderLines bounds a request's header, because for short lines net/http needs many times the memory
-	// that they have. Apache and Tomcat allow 100 too.
+	// maxHeaderLines bounds a request's header, because for short lines net/http needs many times their size.
+	// Apache and Tomcat allow 100 too.
 	maxHeaderLines = 100
 
-	// lingerTime is how long Close waits until the client's kernel has the response. It is long, because slow
-	// clients are to get theirs while no slots are needed.
+	// lingerTime is how long Close waits until the client's kernel has the response. It is long, so that slow
+	// clients get theirs unless their slots are needed.
 	lingerTime = 10 * time.Second
 
 	// uploadTime is how long Close waits for a client that may still be sending. If the connection closed
@@ -32,7 +32,7 @@ var errTooManyLines = errors.New("the request's header has too many lines")
 // Conn is the server's end of an HTTP connection. net/http reads and closes it.
 type Conn struct {
 	*net.TCPConn
-	lingerTime, uploadTime time.Duration
+	linger, upload time.Duration // lingerTime and uploadTime, except in tests
 
 	mu         sync.Mutex
 	reading    bool      // net/http waits for the client
@@ -41,13 +41,13 @@ type Conn struct {
 	closing    bool      // net/http has closed the connection
 	since      time.Time // when the last header began, or the first Read; zero before that
 	inHeader   bool      // a part of a header has arrived
-	lines      int       // whole lines of that header, with the request line
+	lines      int       // complete lines of that header, with the request line
 	inLine     bool      // the next line has begun
 }
 
 // New returns a Conn that reads from and writes to tcp.
 func New(tcp *net.TCPConn) *Conn {
-	return &Conn{TCPConn: tcp, lingerTime: lingerTime, uploadTime: uploadTime}
+	return &Conn{TCPConn: tcp, linger: lingerTime, upload: uploadTime}
 }
 
 // SetState records the state that http.Server.ConnState reports.
@@ -86,8 +86,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 }
 
 // countLines counts the lines of the header in p. It returns how many bytes net/http gets: all of them, or
-// those up to the first line too many. A body that comes in the same packet as its header is counted too,
-// which does no harm, because net/http drops bodies.
+// those up to the first line too many. Of a body that comes in the same packet as its header, that may be a
+// part, because it is counted too. No handler reads it.
 func (c *Conn) countLines(p []byte) (n int) {
 	for ; n < len(p) && c.lines <= 1+maxHeaderLines; n++ {
 		c.inHeader = true
@@ -123,8 +123,8 @@ func (c *Conn) Waiting() (forClient bool, since time.Time) {
 }
 
 // CloseWrite is called by net/http when the client may still be sending. Then net/http would sleep for half
-// a second, which Abort could not end: 5,000 clients that sent the begin of a large body hid /health for ten
-// seconds. So this panics, which ends net/http's work on the connection, and Close waits instead.
+// a second, which Abort could not end: 5,000 clients that sent the start of a large body hid /health for ten
+// seconds. So it panics, which ends net/http's work on the connection, and Close waits instead.
 func (c *Conn) CloseWrite() error {
 	c.mu.Lock()
 	c.uploading = true
@@ -142,13 +142,14 @@ func (c *Conn) Close() error {
 	c.mu.Unlock()
 
 	began, pause := time.Now(), time.Millisecond
-	// The second CloseWrite does nothing. It fails after Abort, or when the client has reset the connection.
+	// After the first time, CloseWrite does nothing, but fails if the connection has ended meanwhile, by Abort or
+	// because of the client.
 	for c.TCPConn.CloseWrite() == nil {
 		waited := time.Since(began)
-		if waited > c.lingerTime {
+		if waited > c.linger {
 			return c.Abort()
 		}
-		if !c.unacknowledged() && (waited > c.uploadTime || !uploading) {
+		if !c.unacknowledged() && (waited > c.upload || !uploading) {
 			break
 		}
 		time.Sleep(pause) // polls, because the kernel does not report acknowledgements
@@ -158,7 +159,7 @@ func (c *Conn) Close() error {
 }
 
 // Abort closes the connection at once. The kernel drops what the client does not have. It returns an error
-// if the connection was closed before.
+// if the connection is closed already.
 func (c *Conn) Abort() error {
 	c.SetLinger(0)
 	return c.TCPConn.Close()

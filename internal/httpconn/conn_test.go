@@ -179,7 +179,7 @@ func TestCloseDeliversTheWholeResponse(t *testing.T) {
 func TestCloseGivesUpOnAClientThatDoesNotRead(t *testing.T) {
 	t.Parallel()
 	client, server := connect(t)
-	server.lingerTime = 100 * time.Millisecond
+	server.linger = 100 * time.Millisecond
 	if _, err := server.Write(make([]byte, 6<<10)); err != nil {
 		t.Fatal(err)
 	}
@@ -187,8 +187,8 @@ func TestCloseGivesUpOnAClientThatDoesNotRead(t *testing.T) {
 	if err := server.Close(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took < server.lingerTime {
-		t.Errorf("Close returned after %v, want at least %v", took, server.lingerTime)
+	if took := time.Since(began); took < server.linger {
+		t.Errorf("Close returned after %v, want at least %v", took, server.linger)
 	}
 	if _, err := io.ReadAll(client); err == nil {
 		t.Error("the client received everything, want a reset, because the kernel was to drop the rest")
@@ -338,8 +338,8 @@ func TestClientThatStillSendsIsNotReset(t *testing.T) {
 func TestAbortEndsTheWaitForAClientThatMaySend(t *testing.T) {
 	t.Parallel()
 	_, server := connect(t)
-	server.uploadTime = time.Hour
-	server.lingerTime = time.Hour
+	server.upload = time.Hour
+	server.linger = time.Hour
 	closed := make(chan error)
 	go func() {
 		defer func() {

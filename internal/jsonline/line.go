@@ -68,14 +68,13 @@ func (l *Line) Float(name string, value float64) {
 	l.bytes = strconv.AppendFloat(l.bytes, value, 'f', -1, 64)
 }
 
-// name begins a member. The name must not need to be escaped.
+// name begins a member.
 func (l *Line) name(name string) {
 	if l.bytes[len(l.bytes)-1] != '{' {
 		l.bytes = append(l.bytes, ',')
 	}
-	l.bytes = append(l.bytes, '"')
-	l.bytes = append(l.bytes, name...)
-	l.bytes = append(l.bytes, "\":"...)
+	l.quote(name)
+	l.bytes = append(l.bytes, ':')
 }
 
 // quote adds a string and escapes what RFC 8259, section 7, requires.
