@@ -33,7 +33,7 @@ const (
 	maxLogged = 1 << 10
 
 	// maxBuffered is the size in bytes of the longest response that net/http keeps until the handler returns.
-	// It sets the Content-Length of those itself, with 0.02 more throughput, divided by that of bare net/http.
+	// It sets the Content-Length of those itself, at a lower cost: by 0.02 of the throughput of bare net/http.
 	maxBuffered = 2048
 
 	timeLayout = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
@@ -82,8 +82,8 @@ type service struct {
 	logging  chan struct{} // has one element for each request that is writing its log line
 	unlogged atomic.Int64  // lines that were dropped since the last one was written
 
-	// Encoded once, because encoding them for each response lowers the throughput of /, divided by that of
-	// bare net/http, by 0.04.
+	// Encoded once, because if they were encoded for each response, GET / would lose 0.04 of the throughput of
+	// bare net/http.
 	serviceJSON, systemJSON, endpointsJSON json.RawMessage
 }
 

@@ -203,6 +203,8 @@ func TestPathsAndMethods(t *testing.T) {
 func TestHeadHasTheHeadersOfGet(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
+	const shortest = `{"error":"Not Found","message":"No such path; GET / lists the endpoints.","path":"/"}` + "\n"
+	longPath := "/" + strings.Repeat("x", maxBuffered-len(shortest))
 	for name, test := range map[string]struct {
 		path        string
 		agentLength int // net/http treats short and long responses differently
@@ -215,6 +217,8 @@ func TestHeadHasTheHeadersOfGet(t *testing.T) {
 		"health":                    {"/health", 1},
 		"not found":                 {"/nope", 1},
 		"not found, long path":      {"/" + strings.Repeat("x", 5000), 1},
+		"a body of maxBuffered":     {longPath, 1},
+		"one byte more":             {longPath + "x", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn := harness.Dial(t, s.address) // the same for both, so that a body after HEAD would show

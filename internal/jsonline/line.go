@@ -1,7 +1,7 @@
-// Package jsonline writes one object as a line of JSON, member by member and without reflection. With
-// encoding/json, the throughput of GET /, divided by that of bare net/http, is lower by 0.13, and by 0.09 more
-// with slog's log line.
-// It does not check that the caller ends what it has begun.
+// Package jsonline writes one object as a line of JSON, member by member and without reflection. It does not
+// check that the caller ends what it has begun.
+//
+// With encoding/json, GET / loses 0.13 of the throughput of bare net/http, and with slog's log line 0.09 more.
 package jsonline
 
 import (
