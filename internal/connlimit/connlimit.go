@@ -35,7 +35,7 @@ const (
 
 	// stalledAfter is how long a request may take when slots are needed. A handler takes microseconds, so
 	// one that takes longer waits for a client that does not read, or for the log. With 40 ms, 0.4 % of
-	// the requests of these clients failed.
+	// the requests of the same clients failed.
 	stalledAfter = 100 * time.Millisecond
 
 	// firstRequestWait is how long Drain waits for requests on open connections, because clients that have just
@@ -156,10 +156,10 @@ func (l *Listener) remove(c *conn) {
 	<-l.slots
 }
 
-// evict closes connections by second chance (the CLOCK algorithm): one that has completed a request
-// since evict last spared it is spared once more. The first call closes one connection, and each call within
-// a second of one that closed some up to four times as many. So one new client costs one idle client its connection,
-// and a flood of 5,000 clients in 32 MiB is over within two seconds.
+// evict closes connections by second chance (the CLOCK algorithm). It spares a connection that has completed
+// a request since it was last spared. The first call closes one connection. A call within the next second
+// closes up to four times as many, and so on. So one new client costs one idle client its connection, and a
+// flood of 5,000 clients in 32 MiB is over within two seconds.
 func (l *Listener) evict() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

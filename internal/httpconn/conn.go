@@ -86,8 +86,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 }
 
 // countLines counts the lines of the header in p. It returns how many bytes net/http gets: all of them, or
-// those up to the first line too many. Of a body that comes in the same packet as its header, that may be a
-// part, because it is counted too. No handler reads it.
+// those up to the first line too many. It also counts, and may cut off, the start of a body that arrives with
+// its header, because no handler reads bodies.
 func (c *Conn) countLines(p []byte) (n int) {
 	for ; n < len(p) && c.lines <= 1+maxHeaderLines; n++ {
 		c.inHeader = true
@@ -122,9 +122,9 @@ func (c *Conn) Waiting() (forClient bool, since time.Time) {
 	return c.reading, c.since
 }
 
-// CloseWrite is called by net/http when the client may still be sending. Then net/http would sleep for half
-// a second, which Abort could not end: 5,000 clients that sent the start of a large body hid /health for ten
-// seconds. So it panics, which ends net/http's work on the connection, and Close waits instead.
+// CloseWrite is called by net/http when the client may still be sending. After it, net/http would sleep for
+// half a second, which Abort cannot end, so that 5,000 clients that sent the start of a large body hid /health
+// for ten seconds. So it panics, which ends net/http's work on the connection, and Close waits instead.
 func (c *Conn) CloseWrite() error {
 	c.mu.Lock()
 	c.uploading = true
