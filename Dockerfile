@@ -44,7 +44,6 @@ LABEL org.opencontainers.image.title="devops-info-service" \
 # By number: Kubernetes' runAsNonRoot cannot tell that a name is not root.
 USER 10001:10001
 EXPOSE 5002
-HEALTHCHECK --interval=10s --timeout=3s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=3s --retries=3 \
     CMD ["/usr/local/bin/devops-info-service", "-healthcheck"]
-# CMD, not ENTRYPOINT: docker run --rm IMAGE whoami should work.
-CMD ["/usr/local/bin/devops-info-service"]
+ENTRYPOINT ["/usr/local/bin/devops-info-service"]

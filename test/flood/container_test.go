@@ -164,7 +164,7 @@ func TestHonestClients(t *testing.T) {
 		}
 	}
 	// The floor is built with the Go of the service, and has as many threads, because both change the rate.
-	version := strings.Fields(harness.Must(t, "run", "--rm", harness.Image(), "devops-info-service", "-version"))
+	version := strings.Fields(harness.Must(t, "run", "--rm", harness.Image(), "-version"))
 	toolchain := version[len(version)-2]
 	floor := filepath.Join(t.TempDir(), "floor")
 	build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-o", floor, "./test/floor")
@@ -218,7 +218,7 @@ func TestHonestClients(t *testing.T) {
 			bare := harness.Unique()
 			t.Cleanup(func() { harness.Docker(t, "rm", "-f", bare) })
 			arguments := append([]string{"run", "-d", "--name", bare, "--cpus=1", "-e", "GOMAXPROCS=1", "-e", "PORT=5002", "-e", "HEALTH=" + body, "-v", floor + ":/floor:ro"}, test.memory...)
-			harness.Must(t, append(arguments, harness.Image(), "/floor")...)
+			harness.Must(t, append(arguments, "--entrypoint", "/floor", harness.Image())...)
 			address := harness.ContainerIP(t, bare) + ":5002"
 			harness.WaitForHealth(t, address)
 			var ratios []float64
