@@ -47,7 +47,17 @@ test: ## the tests; needs only Go
 
 .PHONY: test-flood
 test-flood: build-multi ## floods of bad clients, and more good ones than fit; needs Docker, root, wrk and hey
-	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags flood -count=1 -timeout 30m -v ./test/flood
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags flood -skip '^TestSoak$$' -count=1 -timeout 30m -v ./test/flood
+
+SOAK   ?= 6m
+MEMORY ?= 64m
+# Not empty: bare net/http too.
+BARE   ?=
+
+.PHONY: soak
+soak: build-multi ## honest clients while bad ones take turns, for SOAK (6m) in MEMORY (64m); BARE=yes: bare net/http too
+	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) SOAK=$(SOAK) MEMORY=$(MEMORY) BARE=$(BARE) \
+		$(GO) test -tags flood -run '^TestSoak$$' -count=1 -timeout 0 -v ./test/flood
 
 bench = $(GO) test -run '^$$' -bench . -benchmem . && \
 	SERVICE=$(CURDIR)/bin/devops-info-service $(GO) test -tags bench -run '^TestBench$$' -count=1 -timeout 30m -v ./test/bench

@@ -53,7 +53,7 @@ func TestAttacksIn32MiB(t *testing.T) {
 				name := harness.Container(t, harness.Image(), "--cpus=0.5", "--memory=32m", "--memory-swap=32m")
 				address := harness.ContainerIP(t, name) + ":5002"
 				harness.WaitForHealth(t, address)
-				peak := watchMemory(t, name)
+				peak := watch(memoryOf(t, name))
 				wait := harness.Flood(t, address, clients, test.attack)
 				slowest := harness.Probe(t, address, 6*time.Second)
 				used := peak()
@@ -93,10 +93,9 @@ func untilOneSucceeds(t *testing.T, try func() (problems []string)) {
 	}
 }
 
-// watchMemory samples what the container uses, with the kernel's memory for TCP, until the returned
-// function is called, which returns the peak in bytes. Version 2 of control groups includes that
-// memory; version 1 has to be asked for it, which needs root.
-func watchMemory(t *testing.T, container string) (peak func() int64) {
+// memoryOf returns what reads the memory in bytes that the container uses, with the kernel's for TCP.
+// Version 2 of control groups includes that memory; version 1 has to be asked for it, which needs root.
+func memoryOf(t *testing.T, container string) (usage func() (int64, error)) {
 	t.Helper()
 	pid := harness.Must(t, "inspect", "-f", "{{.State.Pid}}", container)
 	groups, err := os.ReadFile("/proc/" + pid + "/cgroup")
@@ -114,7 +113,7 @@ func watchMemory(t *testing.T, container string) (peak func() int64) {
 		files = []string{filepath.Join("/sys/fs/cgroup", string(match[1]), "memory.current")}
 	}
 
-	usage := func() (sum int64, err error) {
+	usage = func() (sum int64, err error) {
 		for _, file := range files {
 			text, err := os.ReadFile(file)
 			if err != nil {
@@ -131,6 +130,11 @@ func watchMemory(t *testing.T, container string) (peak func() int64) {
 	if n, err := usage(); err != nil || n == 0 {
 		t.Fatalf("reading the container's memory from %v: %d, %v", files, n, err)
 	}
+	return usage
+}
+
+// watch calls usage every 5 ms until the returned function is called, which returns the peak in bytes.
+func watch(usage func() (int64, error)) (peak func() int64) {
 	var highest atomic.Int64
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -163,15 +167,7 @@ func TestHonestClients(t *testing.T) {
 			t.Fatalf("%s is needed: apt-get install %s", program, program)
 		}
 	}
-	// The floor is built with the Go of the service, and has as many threads, because both change the rate.
-	version := strings.Fields(harness.Must(t, "run", "--rm", harness.Image(), "-version"))
-	toolchain := version[len(version)-2]
-	floor := filepath.Join(t.TempDir(), "floor")
-	build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-o", floor, "./test/floor")
-	build.Dir, build.Env = harness.Root(t), append(os.Environ(), "CGO_ENABLED=0", "GOTOOLCHAIN="+toolchain)
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build ./test/floor: %v\n%s", err, output)
-	}
+	floor := buildFloor(t)
 	for _, test := range []struct {
 		name    string
 		memory  []string
@@ -214,13 +210,7 @@ func TestHonestClients(t *testing.T) {
 				return
 			}
 			_, service = start() // at another address, because hey has used up the ports to connect from to this one
-			_, body := harness.Get(t, strings.TrimSuffix(strings.TrimPrefix(service, "http://"), "/health"), "/health")
-			bare := harness.Unique()
-			t.Cleanup(func() { harness.Docker(t, "rm", "-f", bare) })
-			arguments := append([]string{"run", "-d", "--name", bare, "--cpus=1", "-e", "GOMAXPROCS=1", "-e", "PORT=5002", "-e", "HEALTH=" + body, "-v", floor + ":/floor:ro"}, test.memory...)
-			harness.Must(t, append(arguments, "--entrypoint", "/floor", harness.Image())...)
-			address := harness.ContainerIP(t, bare) + ":5002"
-			harness.WaitForHealth(t, address)
+			_, address := startFloor(t, floor, append([]string{"--cpus=1", "-e", "GOMAXPROCS=1"}, test.memory...)...)
 			var ratios []float64
 			for i := 0; i < 5; i++ {
 				_, _, ours := wrk(t, service, test.clients)
@@ -234,6 +224,30 @@ func TestHonestClients(t *testing.T) {
 			t.Logf("throughput against bare net/http: %.2f, the median of %.2f (target: at least 0.85, informational)", ratios[len(ratios)/2], ratios)
 		})
 	}
+}
+
+// buildFloor builds bare net/http with the Go of the service, which changes the rate.
+func buildFloor(t *testing.T) (path string) {
+	t.Helper()
+	version := strings.Fields(harness.Must(t, "run", "--rm", harness.Image(), "-version"))
+	path = filepath.Join(t.TempDir(), "floor")
+	build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-o", path, "./test/floor")
+	build.Dir, build.Env = harness.Root(t), append(os.Environ(), "CGO_ENABLED=0", "GOTOOLCHAIN="+version[len(version)-2])
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build ./test/floor: %v\n%s", err, output)
+	}
+	return path
+}
+
+// startFloor starts bare net/http in a container like the service's, until the test ends.
+func startFloor(t *testing.T, floor string, arguments ...string) (name, address string) {
+	t.Helper()
+	health := `HEALTH={"status":"healthy","timestamp":"2026-01-02T03:04:05.678Z","uptime_seconds":12}` + "\n"
+	arguments = append([]string{"-v", floor + ":/floor:ro", "--entrypoint", "/floor", "-e", "PORT=5002", "-e", health}, arguments...)
+	name = harness.Container(t, harness.Image(), arguments...)
+	address = harness.ContainerIP(t, name) + ":5002"
+	harness.WaitForHealth(t, address)
+	return name, address
 }
 
 // waitForPorts waits until this machine has most of its ports again. A closed connection keeps its port

@@ -16,10 +16,10 @@ import (
 	"time"
 )
 
-// Main is for TestMain of every package that calls Probe or starts the service as a process. It exits.
+// Main is for TestMain of every package that starts Clients or starts the service as a process. It exits.
 func Main(m *testing.M) {
-	if during := os.Getenv(probeDuration); during != "" {
-		os.Exit(runProbe(during, os.Getenv(probeAddress)))
+	if setting := os.Getenv(clientsVariable); setting != "" {
+		os.Exit(runClients(setting))
 	}
 	code := m.Run()
 	if built.folder != "" {

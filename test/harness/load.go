@@ -80,6 +80,20 @@ func SendWithoutReading(requests []byte, hold time.Duration) Attack {
 	}
 }
 
+// StallUpload sends a byte of a body a second, whatever the response, until the connection is reset.
+func StallUpload(conn *net.TCPConn) {
+	_, err := conn.Write([]byte("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"))
+	for ; err == nil; _, err = conn.Write([]byte("x")) {
+		time.Sleep(time.Second)
+	}
+}
+
+// Reset sends a request and resets the connection.
+func Reset(conn *net.TCPConn) {
+	conn.Write([]byte(SmallRequest))
+	conn.SetLinger(0) // the connection is closed next
+}
+
 // SmallRequest is the usual request for /.
 const SmallRequest = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
