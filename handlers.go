@@ -1,9 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"devops-info-service/internal/jsonline"
 	"devops-info-service/internal/platform"
 )
 
@@ -32,133 +31,133 @@ const (
 	// maxLogged bounds, in bytes, each part of a request that a log line repeats.
 	maxLogged = 1 << 10
 
-	// maxBuffered is the size in bytes of the longest body that net/http keeps until the handler returns. It
-	// sets the Content-Length of such a body itself, which saves 0.02 of the throughput of bare net/http.
-	maxBuffered = 2048
-
 	timeLayout = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
 )
 
-// The members of the response to GET / that stay the same while the service runs.
-type (
-	serviceInfo struct {
-		Name        string `json:"name"`
-		Version     string `json:"version"`
-		Description string `json:"description"`
-		Framework   string `json:"framework"`
-	}
-	systemInfo struct {
-		Hostname        string   `json:"hostname"`
-		Platform        string   `json:"platform"`
-		PlatformVersion string   `json:"platform_version"` // of the operating system
-		Architecture    string   `json:"architecture"`
-		CPUCount        int      `json:"cpu_count"` // the machine's
-		GoVersion       string   `json:"go_version"`
-		CPULimit        *float64 `json:"cpu_limit"`          // the container's, in CPUs, such as 0.5; null: none or unknown
-		MemoryLimit     *int64   `json:"memory_limit_bytes"` // the container's; null: none or unknown
-	}
-	endpointInfo struct {
-		Path        string `json:"path"`
-		Method      string `json:"method"`
-		Description string `json:"description"`
-	}
-)
+// infoResponse answers GET /.
+type infoResponse struct {
+	Service   serviceInfo    `json:"service"`
+	System    systemInfo     `json:"system"`
+	Runtime   runtimeInfo    `json:"runtime"`
+	Request   requestInfo    `json:"request"`
+	Endpoints []endpointInfo `json:"endpoints"`
+}
 
-// handler answers GET and, without the body, HEAD, to a request received at the time now. It writes the
-// members of the response's object and returns the status.
-type handler func(r *http.Request, now time.Time, response *jsonline.Line) (status int)
+type serviceInfo struct {
+	Name        string `json:"name"`
+	Version     string `json:"version"`
+	Description string `json:"description"`
+	Framework   string `json:"framework"`
+}
+
+type systemInfo struct {
+	Hostname        string   `json:"hostname"`
+	Platform        string   `json:"platform"`
+	PlatformVersion string   `json:"platform_version"` // of the operating system
+	Architecture    string   `json:"architecture"`
+	CPUCount        int      `json:"cpu_count"` // the machine's
+	GoVersion       string   `json:"go_version"`
+	CPULimit        *float64 `json:"cpu_limit"`          // the container's, in CPUs, such as 0.5; null: none or unknown
+	MemoryLimit     *int64   `json:"memory_limit_bytes"` // the container's; null: none or unknown
+}
+
+type runtimeInfo struct {
+	UptimeSeconds int64  `json:"uptime_seconds"`
+	UptimeHuman   string `json:"uptime_human"`
+	CurrentTime   string `json:"current_time"` // in timeLayout
+	Timezone      string `json:"timezone"`
+}
+
+type requestInfo struct {
+	ClientIP  string `json:"client_ip"`
+	UserAgent string `json:"user_agent"`
+	Method    string `json:"method"`
+	Path      string `json:"path"`
+}
+
+type endpointInfo struct {
+	Path        string `json:"path"`
+	Method      string `json:"method"`
+	Description string `json:"description"`
+}
+
+// healthResponse answers GET /health.
+type healthResponse struct {
+	Status        string `json:"status"`    // healthy or draining
+	Timestamp     string `json:"timestamp"` // in timeLayout, UTC
+	UptimeSeconds int64  `json:"uptime_seconds"`
+}
+
+// errorResponse answers every request that fails.
+type errorResponse struct {
+	Error   string `json:"error"` // the status, in words
+	Message string `json:"message"`
+	Path    string `json:"path"`
+}
+
+// handler answers GET and, without the body, HEAD, to a request received at the time now. The response is
+// encoded as JSON.
+type handler func(r *http.Request, now time.Time) (status int, response any)
 
 // service is the http.Handler. It finds the handler of the request's path, answers and logs.
 type service struct {
 	log       *slog.Logger
-	logOutput io.Writer // where log writes
+	version   string
 	now       func() time.Time
 	start     time.Time
-	location  *time.Location
+	location  *time.Location // of the time in GET /
+	system    systemInfo
 	handlers  map[string]handler // by path
 	endpoints []endpointInfo
 	draining  atomic.Bool // set when the service is told to stop
-
-	logging  chan struct{} // has one element for each request that is writing its log line
-	unlogged atomic.Int64  // lines that were dropped since the last one was written
-
-	// Encoded once, because if they were encoded for each response, GET / would lose 0.04 of the throughput of
-	// bare net/http.
-	serviceJSON, systemJSON, endpointsJSON json.RawMessage
 }
 
-// newService returns a service without endpoints that starts now. log must write to logOutput, which
-// must take writes from several goroutines at once, as a file does. At most half of maxConnections requests
-// wait for logOutput at once. GET / shows the time in location.
-func newService(log *slog.Logger, logOutput io.Writer, maxConnections int, now func() time.Time, location *time.Location, system systemInfo) *service {
+// newService returns a service without endpoints that starts now.
+func newService(log *slog.Logger, version string, now func() time.Time, location *time.Location, system systemInfo) *service {
 	return &service{
-		log: log, logOutput: logOutput, logging: make(chan struct{}, (1+maxConnections)/2),
-		now: now, start: now(), location: location,
-		handlers:    map[string]handler{},
-		serviceJSON: encode(serviceInfo{serviceName, version, serviceDescription, serviceFramework}),
-		systemJSON:  encode(system),
+		log: log, version: version, now: now, start: now(), location: location, system: system,
+		handlers: map[string]handler{},
 	}
-}
-
-// encode returns v as JSON. It panics if it cannot, because only a programming error causes that.
-func encode(v any) json.RawMessage {
-	encoded, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return encoded
 }
 
 // handle makes h the handler of path. It must be called before the service serves requests.
 func (s *service) handle(path, description string, h handler) {
 	s.handlers[path] = h
 	s.endpoints = append(s.endpoints, endpointInfo{path, http.MethodGet, description})
-	s.endpointsJSON = encode(s.endpoints)
 }
 
 // info answers GET /.
-func (s *service) info(r *http.Request, now time.Time, response *jsonline.Line) int {
+func (s *service) info(r *http.Request, now time.Time) (int, any) {
 	local := now.In(s.location)
 	timezone := s.location.String()
 	if s.location == time.Local {
 		timezone, _ = local.Zone() // the abbreviation, because the system's zone has no name
 	}
 	uptime := now.Sub(s.start)
-
-	response.JSON("service", s.serviceJSON)
-	response.JSON("system", s.systemJSON)
-
-	response.BeginObject("runtime")
-	response.Int("uptime_seconds", int64(uptime/time.Second))
-	response.String("uptime_human", formatUptime(uptime))
-	response.Time("current_time", local, timeLayout)
-	response.String("timezone", timezone)
-	response.EndObject()
-
-	response.BeginObject("request")
-	response.String("client_ip", clientIP(r))
-	response.String("user_agent", truncate(r.UserAgent(), maxEchoed))
-	response.String("method", http.MethodGet) // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
-	response.String("path", r.URL.Path)
-	response.EndObject()
-
-	response.JSON("endpoints", s.endpointsJSON)
-	return http.StatusOK
+	return http.StatusOK, infoResponse{
+		Service: serviceInfo{serviceName, s.version, serviceDescription, serviceFramework},
+		System:  s.system,
+		Runtime: runtimeInfo{int64(uptime / time.Second), formatUptime(uptime), local.Format(timeLayout), timezone},
+		Request: requestInfo{
+			ClientIP:  clientIP(r),
+			UserAgent: repeat(r.UserAgent(), maxEchoed),
+			Method:    http.MethodGet, // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
+			Path:      r.URL.Path,
+		},
+		Endpoints: s.endpoints,
+	}
 }
 
 // health answers GET /health: 200 until the service is told to stop, and 503 from then on.
-func (s *service) health(_ *http.Request, now time.Time, response *jsonline.Line) int {
+func (s *service) health(_ *http.Request, now time.Time) (int, any) {
 	code, status := http.StatusOK, "healthy"
 	if s.draining.Load() {
 		code, status = http.StatusServiceUnavailable, "draining"
 	}
-	response.String("status", status)
-	response.Time("timestamp", now.UTC(), timeLayout)
-	response.Int("uptime_seconds", int64(now.Sub(s.start)/time.Second))
-	return code
+	return code, healthResponse{status, now.UTC().Format(timeLayout), int64(now.Sub(s.start) / time.Second)}
 }
 
-// startDraining makes health checks fail and each response close its connection.
+// startDraining makes health checks fail.
 func (s *service) startDraining() { s.draining.Store(true) }
 
 // ServeHTTP answers and logs every request.
@@ -167,67 +166,66 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "" && r.Method != http.MethodConnect {
 		r.URL.Path = "/" // GET http://host asks for the root: RFC 9112, section 3.2.2
 	}
-	line := jsonline.New() // first of the response, then of the log
-	status := s.respond(r, received, line)
-	body := line.Bytes()
+	status, body := s.respond(r, received)
 
 	header := w.Header()
 	header.Set("Content-Type", "application/json") // without a charset: RFC 8259, section 11
 	header.Set("Cache-Control", "no-store")
+	header.Set("Content-Length", strconv.Itoa(len(body)))
 	if status == http.StatusMethodNotAllowed {
 		header.Set("Allow", "GET, HEAD")
-	}
-	if len(body) > maxBuffered {
-		header.Set("Content-Length", strconv.Itoa(len(body)))
-	}
-	// A service that drains closes its connections, so that clients reconnect elsewhere. A request with a
-	// body closes its connection too, because net/http would otherwise read the body before it sent the
-	// response.
-	if s.draining.Load() || r.ContentLength != 0 {
-		header.Set("Connection", "close")
 	}
 	w.WriteHeader(status)
 	written, _ := w.Write(body) // fails only if the client has disconnected
 	if r.Method == http.MethodHead {
 		written = 0 // net/http has counted the body but not sent it
 	}
-	s.logRequest(r, line, status, written, received)
+	s.logRequest(r, status, written, received)
 }
 
-// respond writes the body of the response and returns its status. A panic becomes a 500.
-func (s *service) respond(r *http.Request, now time.Time, response *jsonline.Line) (status int) {
+// respond returns the status and the body of the response. A panic becomes a 500.
+func (s *service) respond(r *http.Request, now time.Time) (status int, body []byte) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.log.Error("panic", "error", fmt.Sprint(v), "method", truncate(r.Method, maxLogged),
-				"path", truncate(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
-			response.Begin()
-			status = writeError(r, response, http.StatusInternalServerError, "The service failed to answer; its log says why.")
+			s.log.Error("panic", "error", fmt.Sprint(v), "method", repeat(r.Method, maxLogged),
+				"path", repeat(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
+			status = http.StatusInternalServerError
+			body = encode(newError(r, status, "The service failed to answer; its log says why."))
 		}
-		response.End()
 	}()
-	response.Begin()
 	// Not http.ServeMux, because it redirects paths such as //health, and matches methods only since Go 1.22.
 	h, found := s.handlers[r.URL.Path]
+	var response any
 	switch {
 	case !found:
-		return writeError(r, response, http.StatusNotFound, "No such path; GET / lists the endpoints.")
+		status = http.StatusNotFound
+		response = newError(r, status, "No such path; GET / lists the endpoints.")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return writeError(r, response, http.StatusMethodNotAllowed, truncate(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
+		status = http.StatusMethodNotAllowed
+		response = newError(r, status, repeat(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
+	default:
+		status, response = h(r, now)
 	}
-	return h(r, now, response)
+	return status, encode(response)
 }
 
-// writeError writes an error's members and returns the status.
-func writeError(r *http.Request, response *jsonline.Line, status int, message string) int {
-	response.String("error", http.StatusText(status))
-	response.String("message", message)
-	response.String("path", truncate(r.URL.Path, maxEchoed))
-	return status
+func newError(r *http.Request, status int, message string) errorResponse {
+	return errorResponse{http.StatusText(status), message, repeat(r.URL.Path, maxEchoed)}
 }
 
-// logRequest logs a successful health check at DEBUG, a 5xx at ERROR and every other request at INFO, in
-// the form of slog's JSON.
-func (s *service) logRequest(r *http.Request, line *jsonline.Line, status, bytes int, received time.Time) {
+// encode returns v as one line of JSON. It panics if it cannot, because only a programming error causes that.
+func encode(v any) []byte {
+	var line bytes.Buffer
+	encoder := json.NewEncoder(&line)
+	encoder.SetEscapeHTML(false) // JSON does not need it, and a client would get six bytes for one
+	if err := encoder.Encode(v); err != nil {
+		panic(err)
+	}
+	return line.Bytes()
+}
+
+// logRequest logs a successful health check at DEBUG, a 5xx at ERROR and every other request at INFO.
+func (s *service) logRequest(r *http.Request, status, bytes int, received time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case status >= 500:
@@ -236,32 +234,17 @@ func (s *service) logRequest(r *http.Request, line *jsonline.Line, status, bytes
 		level = slog.LevelDebug
 	}
 	if !s.log.Enabled(r.Context(), level) {
-		return
+		return // before the attributes are made
 	}
-	now := s.now()
-	line.Begin()
-	line.Time("time", now, time.RFC3339Nano)
-	line.String("level", level.String())
-	line.String("msg", "request")
-	line.String("method", truncate(r.Method, maxLogged))
-	line.String("path", truncate(r.URL.Path, maxLogged))
-	line.Int("status", int64(status))
-	line.Int("bytes", int64(bytes)) // of the body
-	line.Float("duration_ms", float64(now.Sub(received).Microseconds())/1000)
-	line.String("client_ip", clientIP(r))
-	line.String("user_agent", truncate(r.UserAgent(), maxLogged))
-	line.End()
-
-	select {
-	case s.logging <- struct{}{}:
-		s.logOutput.Write(line.Bytes())
-		if n := s.unlogged.Swap(0); n > 0 {
-			s.log.Warn("requests were not logged, because nobody read the log", "requests", n)
-		}
-		<-s.logging
-	default: // because requests that wait for the log could take every connection and hide /health
-		s.unlogged.Add(1)
-	}
+	s.log.LogAttrs(r.Context(), level, "request",
+		slog.String("method", repeat(r.Method, maxLogged)),
+		slog.String("path", repeat(r.URL.Path, maxLogged)),
+		slog.Int("status", status),
+		slog.Int("bytes", bytes), // of the body
+		slog.Float64("duration_ms", float64(s.now().Sub(received).Microseconds())/1000),
+		slog.String("client_ip", clientIP(r)),
+		slog.String("user_agent", repeat(r.UserAgent(), maxLogged)),
+	)
 }
 
 // newSystemInfo describes the machine whose root directory is root, and the container's limits.
@@ -287,8 +270,11 @@ func clientIP(r *http.Request) string {
 	return client.Addr().Unmap().WithZone("").String()
 }
 
-// truncate returns at most the first limit bytes of s.
-func truncate(s string, limit int) string { return s[:min(len(s), limit)] }
+// repeat returns the first limit bytes of a part of a request, as valid UTF-8. Each run of other bytes becomes
+// one U+FFFD.
+func repeat(s string, limit int) string {
+	return strings.ToValidUTF8(s[:min(len(s), limit)], "\ufffd")
+}
 
 // formatUptime names the two largest units of d that are not zero, such as "1 hour, 3 minutes". Less
 // than a second is "0 seconds".

@@ -14,7 +14,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
@@ -23,10 +22,10 @@ import (
 	_ "time/tzdata" // every time zone, even if the machine has no zone files
 
 	"devops-info-service/internal/config"
-	"devops-info-service/internal/connlimit"
 	"devops-info-service/internal/healthcheck"
-	"devops-info-service/internal/lifecycle"
+	"devops-info-service/internal/logbuffer"
 	"devops-info-service/internal/platform"
+	"devops-info-service/internal/server"
 )
 
 // Set by the linker: -ldflags "-X main.version=… -X main.revision=…".
@@ -35,25 +34,15 @@ var (
 	revision = "" // the commit; empty if unknown
 )
 
-// Limits on what one connection can consume. Package connlimit bounds how many there are.
-const (
-	readHeaderTimeout = 5 * time.Second  // for a request's header, which clients send at once
-	readTimeout       = 10 * time.Second // for a whole request; no endpoint reads a body
-	writeTimeout      = 10 * time.Second // for a response, which has about 1 KB
-	idleTimeout       = 60 * time.Second // between requests; above the usual probe period, so that probes keep their connection
-	maxHeaderBytes    = 16 << 10         // request line and header; twice what common proxies forward
-
-	// newServer subtracts this, because net/http reads so many bytes more than Server.MaxHeaderBytes
-	// before it answers 431 (Server.initialReadLimitSize).
-	extraHeaderBytes = 4096
-)
-
 // Exit codes.
 const (
 	exitOK      = 0
 	exitFailure = 1 // could not listen, requests were cut, or not healthy
 	exitUsage   = 2 // a bad flag, argument or environment value
 )
+
+// logTimeout bounds the wait for the last log lines, because a log that nobody reads must not prevent the stop.
+const logTimeout = 500 * time.Millisecond
 
 const usage = `Usage: %s [flag]
 
@@ -129,60 +118,55 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 	defer signal.Stop(signals)
 	signal.Ignore(syscall.SIGPIPE) // because a write to a log whose reader has gone would kill the service
 
-	if cfg.Location == time.Local {
-		// Go reads TZ when time.Local is first used. It takes an empty TZ for UTC, and here that means the
-		// system's zone.
-		os.Unsetenv("TZ")
-	}
-	level := slog.LevelInfo
-	if cfg.Debug {
-		level = slog.LevelDebug
-	}
-	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: level}))
 	root := os.DirFS("/")
 	limits := platform.ReadLimits(root)
 	limits.TuneRuntime(cfg.GOMAXPROCSSet, cfg.GOMEMLIMITSet)
-
-	maxConnections := connlimit.Max(limits.Memory, limits.Files)
+	maxConnections := server.MaxConnections(limits.Memory, limits.Files)
 
 	tcp, err := net.Listen(cfg.Network(), cfg.Address())
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v\n", serviceName, cfg.Host, cfg.Port, err)
 		return exitFailure
 	}
-	listener := connlimit.New(tcp.(*net.TCPListener), maxConnections, log)
 
-	svc := newService(log, stdout, maxConnections, time.Now, cfg.Location, newSystemInfo(root, limits))
+	output := logbuffer.New(stdout)
+	defer output.Close(logTimeout)
+	log := newLog(cfg, output)
+
+	svc := newService(log, version, time.Now, cfg.Location, newSystemInfo(root, limits))
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 
-	log.Info("listening", "address", listener.Addr().String(), "version", version, "revision", revision,
+	log.Info("listening", "address", tcp.Addr().String(), "version", version, "revision", revision,
 		"gomaxprocs", runtime.GOMAXPROCS(0), "max_connections", maxConnections)
-	err = lifecycle.Service{
-		Server:          newServer(svc, log),
-		Listener:        listener,
+	err = server.Server{
+		Handler:         svc,
 		Log:             log,
+		MaxConnections:  maxConnections,
 		StartDraining:   svc.startDraining,
 		ShutdownDelay:   cfg.ShutdownDelay,
 		ShutdownTimeout: cfg.ShutdownTimeout,
-	}.Run(ctx, signals)
+	}.Run(ctx, tcp.(*net.TCPListener), signals)
 	if err != nil {
 		return exitFailure // the log says why
 	}
 	return exitOK
 }
 
-func newServer(handler http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:                      handler,
-		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like every other unknown path
-		ReadHeaderTimeout:            readHeaderTimeout,
-		ReadTimeout:                  readTimeout,
-		WriteTimeout:                 writeTimeout,
-		IdleTimeout:                  idleTimeout,
-		MaxHeaderBytes:               maxHeaderBytes - extraHeaderBytes,
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+// newLog returns a log in JSON, with times in the zone of cfg.
+func newLog(cfg config.Config, output io.Writer) *slog.Logger {
+	if cfg.Location == time.Local {
+		// Go reads TZ when time.Local is first used. It takes an empty TZ for UTC, and here that means the
+		// system's zone.
+		os.Unsetenv("TZ")
+	} else {
+		time.Local = cfg.Location // because Go does not read TZ on Windows
 	}
+	level := slog.LevelInfo
+	if cfg.Debug {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}))
 }
 
 // versionLine is what -version prints.

@@ -50,7 +50,7 @@ func (l Limits) TuneRuntime(keepProcs, keepMemory bool) {
 // docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max, memory.max),
 // docs.kernel.org/admin-guide/cgroup-v1/memory.html and docs.kernel.org/scheduler/sched-bwc.html.
 func ReadLimits(root fs.FS) Limits {
-	tightest := Limits{Files: openFiles(root)}
+	tightest := Limits{Files: openFiles()}
 	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
 	mounts, _ := fs.ReadFile(root, "proc/self/mountinfo")
 	for _, line := range strings.Split(string(groups), "\n") {
@@ -86,18 +86,6 @@ func ReadLimits(root fs.FS) Limits {
 		}
 	}
 	return tightest
-}
-
-// openFiles is the soft limit on open files in /proc/self/limits (proc_pid_limits(5)). The Go runtime
-// has raised it to the hard limit.
-func openFiles(root fs.FS) *int64 {
-	data, _ := fs.ReadFile(root, "proc/self/limits")
-	_, after, _ := strings.Cut(string(data), "Max open files")
-	fields := strings.Fields(after)
-	if len(fields) == 0 {
-		return nil
-	}
-	return positive(fields[0])
 }
 
 // add keeps the tighter of each.
@@ -147,7 +135,7 @@ func cpuMax(group fs.FS) *float64 {
 	if len(fields) != 2 {
 		return nil
 	}
-	return ratio(positive(fields[0]), positive(fields[1]))
+	return ratio(parse(fields[0]), parse(fields[1]))
 }
 
 // cfsQuota reads version 1's quota and period in microseconds; a quota of -1 is none.
@@ -166,14 +154,21 @@ func ratio(quota, period *int64) *float64 {
 // number reads a file that holds one number.
 func number(group fs.FS, name string) *int64 {
 	data, _ := fs.ReadFile(group, name)
-	return positive(strings.TrimSpace(string(data)))
+	return parse(strings.TrimSpace(string(data)))
 }
 
-// positive parses a number above 0. Version 1 writes "no limit" as the largest multiple of the page
-// size in 63 bits, so whatever comes near it counts as none.
-func positive(text string) *int64 {
+func parse(text string) *int64 {
 	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n <= 0 || n >= 1<<62 {
+	if err != nil {
+		return nil
+	}
+	return limit(n)
+}
+
+// limit returns n unless it means that there is no limit: 0 or less, or a number that comes near the largest,
+// such as the largest multiple of the page size in 63 bits, which version 1 of control groups writes.
+func limit(n int64) *int64 {
+	if n <= 0 || n >= 1<<62 {
 		return nil
 	}
 	return &n

@@ -7,7 +7,7 @@ import (
 )
 
 // Version is PRETTY_NAME of /etc/os-release below root, whose values are quoted as in a shell
-// (os-release(5)). Where there is none, it is the operating system's name.
+// (os-release(5)). Where there is none, it is what the system itself says, or else its name.
 func Version(root fs.FS) string {
 	data, _ := fs.ReadFile(root, "etc/os-release")
 	for _, line := range strings.Split(string(data), "\n") {
@@ -22,6 +22,9 @@ func Version(root fs.FS) string {
 		if value != "" {
 			return value
 		}
+	}
+	if version := systemVersion(); version != "" {
+		return version
 	}
 	return runtime.GOOS
 }

@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"regexp"
 	"runtime"
 	"testing"
 	"testing/fstest"
@@ -8,15 +9,19 @@ import (
 
 func TestVersion(t *testing.T) {
 	t.Parallel()
+	system := systemVersion()
+	if system == "" {
+		system = runtime.GOOS
+	}
 	for name, test := range map[string]struct{ release, want string }{
 		"in double quotes": {"NAME=x\nPRETTY_NAME=\"Alpine Linux v3.19\"\nID=alpine\n", "Alpine Linux v3.19"},
 		"in single quotes": {"PRETTY_NAME='Some OS 1'", "Some OS 1"},
 		"without quotes":   {"PRETTY_NAME=Plain\r\n", "Plain"},
 		"with escapes":     {`PRETTY_NAME="The \"Best\" \$5 OS \\"`, `The "Best" $5 OS \`},
-		"empty":            {"PRETTY_NAME=\"\"\n", runtime.GOOS},
+		"empty":            {"PRETTY_NAME=\"\"\n", system},
 		"half a quotation": {"PRETTY_NAME=\"", `"`},
-		"no such name":     {"OTHER_PRETTY_NAME=x\n\xff\x00", runtime.GOOS},
-		"an empty file":    {"", runtime.GOOS},
+		"no such name":     {"OTHER_PRETTY_NAME=x\n\xff\x00", system},
+		"an empty file":    {"", system},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := fstest.MapFS{"etc/os-release": {Data: []byte(test.release)}}
@@ -26,8 +31,19 @@ func TestVersion(t *testing.T) {
 		})
 	}
 	t.Run("no file", func(t *testing.T) {
-		if got := Version(fstest.MapFS{}); got != runtime.GOOS {
-			t.Errorf("got %q, want %q", got, runtime.GOOS)
+		if got := Version(fstest.MapFS{}); got != system {
+			t.Errorf("got %q, want %q", got, system)
 		}
 	})
+}
+
+func TestSystemVersion(t *testing.T) {
+	t.Parallel()
+	want := map[string]string{
+		"darwin": `^macOS \d+\.`, "windows": `^Windows .*\d{4}`,
+		"freebsd": `^FreeBSD \d+\.`, "openbsd": `^OpenBSD \d+\.`, "netbsd": `^NetBSD \d+\.`,
+	}[runtime.GOOS] // elsewhere it is empty
+	if got := systemVersion(); !regexp.MustCompile(want).MatchString(got) || (got == "") != (want == "") {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }

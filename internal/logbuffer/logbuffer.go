@@ -1,0 +1,88 @@
+// Package logbuffer keeps a log from holding up those who write to it. A full pipe, a stuck log driver or a
+// suspended terminal would otherwise stop every request.
+package logbuffer
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// size bounds, in bytes, the lines that wait to be written. Those being written can be as many again.
+const size = 256 << 10
+
+// Writer takes lines at once and writes them in the background, many at a time. Lines that do not fit are
+// dropped and counted. A line of the log says how many as soon as the log can be written again.
+type Writer struct {
+	out  io.Writer
+	done chan struct{} // closed when everything has been written after Close
+
+	mu      sync.Mutex
+	changed *sync.Cond // lines or closed has changed
+	lines   []byte     // waiting to be written
+	dropped int        // lines since the last write
+	closed  bool
+}
+
+// New returns a Writer that writes to out until Close.
+func New(out io.Writer) *Writer {
+	w := &Writer{out: out, done: make(chan struct{})}
+	w.changed = sync.NewCond(&w.mu)
+	go w.run()
+	return w
+}
+
+// Write takes one line. It never waits and never fails.
+func (w *Writer) Write(line []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || len(w.lines)+len(line) > size {
+		w.dropped++
+	} else {
+		w.lines = append(w.lines, line...)
+		w.changed.Signal()
+	}
+	return len(line), nil
+}
+
+// Close waits until all lines are written, but at most for the given time. Later lines are dropped.
+func (w *Writer) Close(atMost time.Duration) {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.changed.Signal()
+	select {
+	case <-w.done:
+	case <-time.After(atMost):
+	}
+}
+
+func (w *Writer) run() {
+	defer close(w.done)
+	log := slog.New(slog.NewJSONHandler(w.out, nil))
+	var writing []byte
+	lost := 0 // lines that are not in the log, and that it does not mention yet
+	for {
+		w.mu.Lock()
+		for len(w.lines) == 0 && !w.closed {
+			w.changed.Wait()
+		}
+		if len(w.lines) == 0 {
+			w.mu.Unlock()
+			return
+		}
+		writing, w.lines = w.lines, writing[:0]
+		lost += w.dropped
+		w.dropped = 0
+		w.mu.Unlock()
+
+		n, err := w.out.Write(writing)
+		lost += bytes.Count(writing[n:], []byte{'\n'})
+		if err == nil && lost > 0 {
+			log.Warn("log lines were dropped, because nobody read the log", "lines", lost)
+			lost = 0
+		}
+	}
+}

@@ -1,0 +1,110 @@
+// Package server serves HTTP. It bounds what one connection can consume and how many there are, because each
+// costs memory, and it stops in steps, so that no request that finishes in time is lost.
+//
+// A connection gets a slot when it is accepted (listener.go). Its requests are followed as their bytes
+// arrive (conn.go). The slot is free again when the client has closed its end too, or was evicted.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+)
+
+// Limits on what one connection can consume.
+const (
+	readHeaderTimeout = 5 * time.Second  // for a request's header, which clients send at once
+	readTimeout       = 10 * time.Second // for a whole request; no endpoint reads a body
+	writeTimeout      = 10 * time.Second // for a response, which has about 1 KB
+	idleTimeout       = 60 * time.Second // between requests; above the usual probe period, so that probes keep their connection
+	maxHeaderBytes    = 16 << 10         // request line and header; twice what common proxies forward
+	maxHeaderLines    = 100              // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
+)
+
+// firstRequestWait is how long a stop waits for requests on open connections, because clients that have just
+// connected are about to send one.
+const firstRequestWait = 250 * time.Millisecond
+
+// ErrRequestsCut means that requests were still in flight when the time to stop was over.
+var ErrRequestsCut = errors.New("requests were cut")
+
+// Server is what Run serves, and how it stops.
+type Server struct {
+	Handler        http.Handler
+	Log            *slog.Logger
+	MaxConnections int // at least 1
+
+	StartDraining   func()        // makes health checks fail
+	ShutdownDelay   time.Duration // between StartDraining and closing the listener
+	ShutdownTimeout time.Duration // between closing the listener and cutting the requests in flight
+}
+
+// Run serves until a signal arrives or ctx ends. Then health checks fail, and everything is still served
+// for ShutdownDelay, on connections that each response closes. After that tcp closes, and the requests in
+// flight have ShutdownTimeout to finish. A second signal ends the delay and the timeout at once.
+func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os.Signal) error {
+	l := newListener(tcp, s.MaxConnections, s.Log)
+	server := &http.Server{
+		Handler:                      l.wrap(s.Handler),
+		ConnState:                    stateChanged,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like every other unknown path
+		ReadHeaderTimeout:            readHeaderTimeout,
+		ReadTimeout:                  readTimeout,
+		WriteTimeout:                 writeTimeout,
+		IdleTimeout:                  idleTimeout,
+		MaxHeaderBytes:               2 * maxHeaderBytes, // never reached, because conn.Read counts too
+		ErrorLog:                     slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+
+	var reason string
+	select {
+	case err := <-served: // for good, because net/http retries temporary errors itself
+		s.Log.Error("serving failed", "error", err.Error())
+		return err
+	case sig := <-signals:
+		reason = sig.String()
+	case <-ctx.Done():
+		reason = "end of context"
+	}
+
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	go func() {
+		select {
+		case sig := <-signals:
+			cancel(fmt.Errorf("a second signal: %v", sig))
+		case <-ctx.Done():
+		}
+	}()
+	s.StartDraining()
+	l.draining.Store(true)
+	s.Log.Info("draining", "reason", reason, "delay", s.ShutdownDelay.String())
+	select {
+	case <-time.After(s.ShutdownDelay):
+	case <-ctx.Done():
+	}
+
+	s.Log.Info("stopping", "timeout", s.ShutdownTimeout.String())
+	timed, cancelTimeout := context.WithTimeoutCause(ctx, s.ShutdownTimeout, errors.New("the timeout"))
+	defer cancelTimeout()
+	l.Close()
+	// Not Server.Shutdown, because it drops a request whose header is still arriving.
+	inFlight := l.wait(timed, served)
+	reason = "all requests answered"
+	if cause := context.Cause(timed); cause != nil {
+		reason = cause.Error()
+	}
+	if inFlight > 0 {
+		s.Log.Error("stopped, with requests cut", "reason", reason, "requests_cut", inFlight)
+		return ErrRequestsCut
+	}
+	s.Log.Info("stopped", "reason", reason)
+	return nil
+}
