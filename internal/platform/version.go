@@ -6,9 +6,21 @@ import (
 	"strings"
 )
 
-// Version is PRETTY_NAME of /etc/os-release below root, whose values are quoted as in a shell
-// (os-release(5)). Where there is none, it is what the system itself says, or else its name.
+// Version is what the operating system says of itself, such as "Alpine Linux v3.19" or "macOS 14.5". If it
+// says nothing, it is the system's name.
 func Version(root fs.FS) string {
+	if version := systemVersion(); version != "" {
+		return version
+	}
+	if name := prettyName(root); name != "" {
+		return name
+	}
+	return runtime.GOOS
+}
+
+// prettyName is PRETTY_NAME of /etc/os-release below root, whose values are quoted as in a shell
+// (os-release(5)). It is empty if there is none.
+func prettyName(root fs.FS) string {
 	data, _ := fs.ReadFile(root, "etc/os-release")
 	for _, line := range strings.Split(string(data), "\n") {
 		value, found := strings.CutPrefix(strings.TrimSpace(line), "PRETTY_NAME=")
@@ -18,13 +30,7 @@ func Version(root fs.FS) string {
 		if n := len(value); n > 1 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
 			value = value[1 : n-1]
 		}
-		value = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\$`, `$`, "\\`", "`").Replace(value)
-		if value != "" {
-			return value
-		}
+		return strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\$`, `$`, "\\`", "`").Replace(value)
 	}
-	if version := systemVersion(); version != "" {
-		return version
-	}
-	return runtime.GOOS
+	return ""
 }
