@@ -111,12 +111,6 @@ func WaitForContainerHealth(t testing.TB, name, want string) {
 	}
 }
 
-// ContainerIP is the container's own address, which does not pass through the engine's proxy.
-func ContainerIP(t testing.TB, name string) string {
-	t.Helper()
-	return Must(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
-}
-
 // ContainerLog is a container's log; it prints as its content.
 type ContainerLog struct {
 	T    testing.TB

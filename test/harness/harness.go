@@ -18,9 +18,6 @@ import (
 
 // Main is for TestMain of every package that starts Clients or starts the service as a process. It exits.
 func Main(m *testing.M) {
-	if setting := os.Getenv(clientsVariable); setting != "" {
-		os.Exit(runClients(setting))
-	}
 	code := m.Run()
 	if built.folder != "" {
 		os.RemoveAll(built.folder)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -111,4 +112,19 @@ func Closed(conn net.Conn) bool {
 	defer conn.SetReadDeadline(time.Now().Add(15 * time.Second))
 	_, err := conn.Read(make([]byte, 1))
 	return err != nil && !os.IsTimeout(err)
+}
+
+// SmallRequest is the usual request for /.
+const SmallRequest = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+// HalfRequest is the begin of SmallRequest. RestOfRequest completes it.
+const (
+	HalfRequest   = "GET / HTTP/1.1\r\nHost: local"
+	RestOfRequest = "host\r\n\r\n"
+)
+
+// LargeRequest is a request of exactly size bytes with one large header field.
+func LargeRequest(size int) string {
+	const begin, end = "GET /health HTTP/1.1\r\nHost: localhost\r\nCookie: ", "\r\n\r\n"
+	return begin + strings.Repeat("c", size-len(begin+end)) + end
 }
