@@ -67,7 +67,7 @@ func Unique() string {
 func Container(t testing.TB, image string, arguments ...string) string {
 	t.Helper()
 	name := Unique()
-	t.Cleanup(func() { Docker(t, "rm", "-f", name) })
+	AtEnd(t, func() { exec.Command(Engine(), "rm", "-f", name).Run() })
 	Must(t, append(append([]string{"run", "-d", "--name", name}, arguments...), image)...)
 	return name
 }
@@ -97,24 +97,3 @@ func WaitForHealth(t testing.TB, address string) {
 		return strings.HasPrefix(string(response), "HTTP/1.0 200 ")
 	})
 }
-
-// WaitForContainerHealth waits until the engine comes to that verdict by the image's own HEALTHCHECK.
-func WaitForContainerHealth(t testing.TB, name, want string) {
-	t.Helper()
-	var got string
-	for deadline := time.Now().Add(time.Minute); got != want; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the engine's verdict is %q, want %q\n%s\n%s", got, want,
-				Must(t, "inspect", "-f", "{{json .State.Health}}", name), Must(t, "logs", name))
-		}
-		got = Must(t, "inspect", "-f", "{{.State.Health.Status}}", name)
-	}
-}
-
-// ContainerLog is a container's log; it prints as its content.
-type ContainerLog struct {
-	T    testing.TB
-	Name string
-}
-
-func (l ContainerLog) String() string { return Must(l.T, "logs", l.Name) }

@@ -13,12 +13,11 @@ import (
 	"time"
 )
 
-// built is the service's binary, built at most once for each test binary.
+// built is the service's binary, built at most once for each test binary, in the folder of Main.
 var built struct {
-	once   sync.Once
-	folder string // Main removes it
-	path   string
-	err    error
+	once sync.Once
+	path string
+	err  error
 }
 
 // Binary returns the path of the service's binary: the one that SERVICE names, or else one that is
@@ -30,10 +29,7 @@ func Binary(t testing.TB) string {
 	}
 	root := Root(t)
 	built.once.Do(func() {
-		if built.folder, built.err = os.MkdirTemp("", "devops-info-service-"); built.err != nil {
-			return
-		}
-		built.path = filepath.Join(built.folder, "devops-info-service")
+		built.path = filepath.Join(os.TempDir(), "devops-info-service.exe") // Windows runs no other names
 		args, cgo := []string{"build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-o", built.path}, "0"
 		if RaceEnabled() {
 			args, cgo = append(args, "-race"), "1"
@@ -69,13 +65,6 @@ func (f File) String() string {
 // Prepare returns a process that has not started, with only these environment variables.
 func Prepare(t testing.TB, environment []string, args ...string) *Process {
 	t.Helper()
-	cmd := exec.Command(Binary(t), args...)
-	cmd.Env = append([]string{}, environment...) // not nil, which would mean the test's own
-	return prepare(t, cmd)
-}
-
-func prepare(t testing.TB, cmd *exec.Cmd) *Process {
-	t.Helper()
 	folder := t.TempDir()
 	create := func(name string) (*os.File, File) {
 		file, err := os.Create(filepath.Join(folder, name))
@@ -85,25 +74,26 @@ func prepare(t testing.TB, cmd *exec.Cmd) *Process {
 		t.Cleanup(func() { file.Close() })
 		return file, File(file.Name())
 	}
-	p := &Process{Cmd: cmd}
-	cmd.Stdout, p.Stdout = create("stdout")
-	cmd.Stderr, p.Stderr = create("stderr")
+	p := &Process{Cmd: exec.Command(Binary(t), args...)}
+	p.Cmd.Env = append([]string{}, environment...) // not nil, which would mean the test's own
+	p.Cmd.Stdout, p.Stdout = create("stdout")
+	p.Cmd.Stderr, p.Stderr = create("stderr")
+	p.Cmd.SysProcAttr = ownConsole()
 	return p
-}
-
-// LimitFiles makes the process start with a limit on file descriptors.
-func (p *Process) LimitFiles(n int) {
-	p.Cmd.Args = []string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0"`, n), p.Cmd.Path}
-	p.Cmd.Path = "/bin/sh"
 }
 
 // Start starts the process. It is killed when the test ends.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()
+	AtEnd(t, func() {
+		if p.Cmd.Process != nil {
+			p.Cmd.Process.Kill()
+			p.Cmd.Wait()
+		}
+	})
 	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.Cmd.Process.Kill(); p.Cmd.Wait() })
 }
 
 // Wait returns the exit code of a process that is about to end. After 20 seconds it is killed, and
@@ -129,25 +119,19 @@ func Launch(t testing.TB, environment ...string) (p *Process, address string) {
 	t.Helper()
 	p = Prepare(t, append([]string{"PORT=0"}, environment...))
 	p.Start(t)
-	return p, p.Address(t)
+	return p, net.JoinHostPort("127.0.0.1", WaitForPort(t, p.Stdout))
 }
 
-// Address waits until the service listens, and returns its address on this machine.
-func (p *Process) Address(t testing.TB) string {
+// Signal sends a signal to the process. On Windows, whichever it is, it is Ctrl-C.
+func (p *Process) Signal(t testing.TB, sig os.Signal) {
 	t.Helper()
-	return net.JoinHostPort("127.0.0.1", WaitForPort(t, p.Stdout))
-}
-
-// Signal sends a signal to the process.
-func (p *Process) Signal(t testing.TB, signal os.Signal) {
-	t.Helper()
-	if err := p.Cmd.Process.Signal(signal); err != nil {
-		t.Fatalf("sending %v: %v", signal, err)
+	if err := signalProcess(p.Cmd.Process, sig); err != nil {
+		t.Fatalf("sending %v: %v", sig, err)
 	}
 }
 
-// Memory returns one field of a process's /proc/PID/status in bytes, such as RssAnon, which is what it
-// has to itself, or VmHWM, which is the most that was ever resident.
+// Memory returns one field of a process's /proc/PID/status, which only Linux has, in bytes. RssAnon is
+// what the process has to itself.
 func Memory(t testing.TB, pid int, field string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

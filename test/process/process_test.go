@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"devops-info-service/test/harness"
 )
@@ -62,90 +61,77 @@ func TestPortThatIsTaken(t *testing.T) {
 	t.Parallel()
 	_, port, _ := net.SplitHostPort(harness.Listen(t).Addr().String())
 	p, code := harness.Run(t, []string{"HOST=127.0.0.1", "PORT=" + port})
-	want := `devops-info-service: HOST "127.0.0.1", PORT "` + port + `": listen tcp4 127.0.0.1:` + port + ": bind: address already in use\n"
-	if code != 1 || p.Stderr.String() != want || p.Stdout.String() != "" {
-		t.Errorf("got exit code %d, stdout %q, stderr %q, want 1 and %q", code, p.Stdout, p.Stderr, want)
+	// The system's own words follow.
+	want := `devops-info-service: HOST "127.0.0.1", PORT "` + port + `": listen tcp4 127.0.0.1:` + port + ": bind: "
+	stderr := p.Stderr.String()
+	if code != 1 || !strings.HasPrefix(stderr, want) || strings.Index(stderr, "\n") != len(stderr)-1 || p.Stdout.String() != "" {
+		t.Errorf("got exit code %d, stdout %q, stderr %q, want 1 and one line %q…", code, p.Stdout, stderr, want)
 	}
 }
 
-func TestListensOnBothFamilies(t *testing.T) {
+func TestListens(t *testing.T) {
 	t.Parallel()
-	_, address := harness.Launch(t)
-	_, port, _ := net.SplitHostPort(address)
+	_, both := harness.Launch(t)
+	_, port, _ := net.SplitHostPort(both)
 	for _, host := range []string{"127.0.0.1", "::1"} {
-		t.Run(host, func(t *testing.T) {
-			if got := harness.GetInfo(t, net.JoinHostPort(host, port)).Request.ClientIP; got != host {
-				t.Errorf("got client_ip %q, want %q", got, host)
-			}
-		})
+		if got := harness.GetInfo(t, net.JoinHostPort(host, port)).Request.ClientIP; got != host {
+			t.Errorf("got client_ip %q, want %q", got, host)
+		}
 	}
-}
-
-func TestListensOnIPv4Alone(t *testing.T) {
-	t.Parallel()
-	_, address := harness.Launch(t, "HOST=0.0.0.0")
-	_, port, _ := net.SplitHostPort(address)
+	_, ipv4 := harness.Launch(t, "HOST=0.0.0.0")
+	_, port, _ = net.SplitHostPort(ipv4)
 	if !harness.Refused(net.JoinHostPort("::1", port)) {
 		t.Error("HOST=0.0.0.0 listens on ::1 too")
-	}
-	harness.GetInfo(t, address)
-}
-
-func TestEmptyTimezoneIsTheSystems(t *testing.T) {
-	t.Parallel()
-	_, empty := harness.Launch(t, "HOST=", "DEBUG=", "TZ=")
-	_, unset := harness.Launch(t)
-	if got, want := harness.GetInfo(t, empty).Runtime.Timezone, harness.GetInfo(t, unset).Runtime.Timezone; got != want {
-		t.Errorf("got the zone %q with TZ empty, want %q as with TZ unset", got, want)
 	}
 }
 
 func TestTimezone(t *testing.T) {
 	t.Parallel()
-	_, address := harness.Launch(t, "TZ=Asia/Tokyo")
-	if got := harness.GetInfo(t, address).Runtime; got.Timezone != "Asia/Tokyo" || !strings.HasSuffix(got.CurrentTime, "+09:00") {
-		t.Errorf("got %+v, want Asia/Tokyo and +09:00", got)
+	_, address := harness.Launch(t)
+	system := harness.GetInfo(t, address).Runtime
+	for _, test := range []struct{ setting, timezone, ends string }{
+		{"TZ=Asia/Tokyo", "Asia/Tokyo", "+09:00"},
+		{"TZ=:Asia/Tokyo", "Asia/Tokyo", "+09:00"}, // as tzset(3) writes it
+		{"TZ=", system.Timezone, system.CurrentTime[len("2006-01-02T15:04:05.000"):]},
+	} {
+		p, address := harness.Launch(t, test.setting)
+		if got := harness.GetInfo(t, address).Runtime; got.Timezone != test.timezone || !strings.HasSuffix(got.CurrentTime, test.ends) {
+			t.Errorf("%s: got %+v, want %s and a time that ends in %s", test.setting, got, test.timezone, test.ends)
+		}
+		if line := harness.WaitForLog(t, p.Stdout, "request", 1)[0]; !strings.HasSuffix(line["time"].(string), test.ends) {
+			t.Errorf("%s: logged the time %v, want one that ends in %s", test.setting, line["time"], test.ends)
+		}
 	}
 }
 
 func TestDebugLogsHealthChecks(t *testing.T) {
 	t.Parallel()
-	for setting, want := range map[string]int{"DEBUG=true": 3, "DEBUG=0": 1} {
-		setting, want := setting, want
-		t.Run(setting, func(t *testing.T) {
-			t.Parallel()
-			p, address := harness.Launch(t, setting)
-			harness.Get(t, address, "/health")
-			harness.Get(t, address, "/health")
-			harness.Get(t, address, "/")
-			harness.WaitForLog(t, p.Stdout, "request", want)
-			p.Signal(t, os.Interrupt)
-			p.Wait(t)
-			if got := len(harness.LogLines(p.Stdout.String(), "request")); got != want {
-				t.Errorf("got %d requests in the log, want %d", got, want)
-			}
-		})
+	for setting, want := range map[string]int{"DEBUG=Yes": 3, "DEBUG=off": 1} {
+		p, address := harness.Launch(t, setting)
+		harness.Get(t, address, "/health")
+		harness.Get(t, address, "/health")
+		harness.Get(t, address, "/")
+		p.Signal(t, os.Interrupt)
+		p.Wait(t)
+		if got := len(harness.LogLines(p.Stdout.String(), "request")); got != want {
+			t.Errorf("%s: got %d requests in the log, want %d", setting, got, want)
+		}
 	}
 }
 
 func TestLogSaysWhatListens(t *testing.T) {
 	t.Parallel()
-	p, _ := harness.Launch(t, "GOMAXPROCS=3")
-	line := harness.WaitForLog(t, p.Stdout, "listening", 1)[0]
-	if line["level"] != "INFO" || line["version"] != "1.0.0" || line["gomaxprocs"] != 3.0 {
-		t.Errorf("logged %v, want INFO, version 1.0.0 and the GOMAXPROCS 3 of the environment", line)
-	}
-	if n, _ := line["max_connections"].(float64); n < 1 {
-		t.Errorf("logged max_connections %v, want 1 or more", line["max_connections"])
-	}
-}
-
-func TestGOMAXPROCSFitsTheMachine(t *testing.T) {
-	t.Parallel()
-	p, _ := harness.Launch(t)
-	got, _ := harness.WaitForLog(t, p.Stdout, "listening", 1)[0]["gomaxprocs"].(float64)
-	if got < 1 || got > float64(runtime.NumCPU()) {
-		t.Errorf("got gomaxprocs %v, want 1 to %d", got, runtime.NumCPU())
+	for setting, test := range map[string]struct{ least, most float64 }{
+		"GOMAXPROCS=3": {3, 3},
+		"GOMAXPROCS=":  {1, float64(runtime.NumCPU())},
+	} {
+		p, _ := harness.Launch(t, setting)
+		line := harness.WaitForLog(t, p.Stdout, "listening", 1)[0]
+		n, _ := line["gomaxprocs"].(float64)
+		connections, _ := line["max_connections"].(float64)
+		if line["level"] != "INFO" || line["version"] != "1.0.0" || connections < 1 || n < test.least || n > test.most {
+			t.Errorf("%s: logged %v, want INFO, version 1.0.0, connections and gomaxprocs from %v to %v", setting, line, test.least, test.most)
+		}
 	}
 }
 
@@ -166,8 +152,8 @@ func TestHealthcheck(t *testing.T) {
 			p.Wait(t)
 
 			check, code = harness.Run(t, environment, "-healthcheck")
-			if code != 1 || !strings.Contains(check.Stderr.String(), "connection refused") {
-				t.Errorf("after the stop: got exit code %d and %q, want 1 and connection refused", code, check.Stderr)
+			if code != 1 || !strings.Contains(check.Stderr.String(), "refused") { // in every system's words
+				t.Errorf("after the stop: got exit code %d and %q, want 1 and refused", code, check.Stderr)
 			}
 		})
 	}
@@ -193,25 +179,5 @@ func TestHealthcheckFails(t *testing.T) {
 				t.Errorf("got exit code %d and %q, want 1 and %q", code, stderr, test.want)
 			}
 		})
-	}
-}
-
-func TestServesWith64FileDescriptors(t *testing.T) {
-	t.Parallel()
-	p := harness.Prepare(t, []string{"PORT=0"})
-	p.LimitFiles(64)
-	p.Start(t)
-	address := p.Address(t)
-	line := harness.WaitForLog(t, p.Stdout, "listening", 1)[0]
-	if n, _ := line["max_connections"].(float64); n < 1 || n >= 64 {
-		t.Errorf("got max_connections %v, want fewer than 64", n)
-	}
-	for i := 0; i < 200; i++ {
-		harness.Dial(t, address)
-	}
-	began := time.Now()
-	harness.WaitForHealth(t, address)
-	if took := time.Since(began); took > time.Second && !harness.RaceEnabled() {
-		t.Errorf("with 200 connections, /health took %v, want a second at most", took)
 	}
 }
