@@ -8,13 +8,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -101,14 +99,20 @@ func RaceEnabled() bool {
 	return found && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
-// Root is the top folder of the module.
+// Root is the top folder of the module. Tests run in the folder of their package.
 func Root(t testing.TB) string {
 	t.Helper()
-	path, err := exec.Command("go", "env", "GOMOD").Output()
-	if err != nil {
-		t.Fatalf("go env GOMOD: %v", err)
+	folder, err := os.Getwd()
+	for ; err == nil; folder = filepath.Dir(folder) {
+		if _, err := os.Stat(filepath.Join(folder, "go.mod")); err == nil {
+			return folder
+		}
+		if folder == filepath.Dir(folder) {
+			err = os.ErrNotExist
+		}
 	}
-	return filepath.Dir(strings.TrimSpace(string(path)))
+	t.Fatalf("no go.mod above this folder: %v", err)
+	return ""
 }
 
 // ZoneArchive is the tz database that comes with Go.

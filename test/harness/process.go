@@ -21,11 +21,15 @@ var built struct {
 }
 
 // Binary returns the path of the service's binary: the one that SERVICE names, or else one that is
-// built with the same flags as in the image, and with the race detector if the test has it.
+// built with the same flags as in the image, and with the race detector if the test has it. The test is
+// skipped if there is neither, as under Wine, where no go command runs.
 func Binary(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("SERVICE"); path != "" {
 		return path
+	}
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skipf("there is no go command to build the service with, and SERVICE does not name it: %v", err)
 	}
 	root := Root(t)
 	built.once.Do(func() {
@@ -47,37 +51,18 @@ func Binary(t testing.TB) string {
 	return built.path
 }
 
-// Process is the service as a process of its own. It writes to files, so that no test slows it down by
-// reading.
+// Process is the service as a process of its own, with its output.
 type Process struct {
 	Cmd            *exec.Cmd
-	Stdout, Stderr File
-}
-
-// File is the path of a file that prints as its content.
-type File string
-
-func (f File) String() string {
-	text, _ := os.ReadFile(string(f))
-	return string(text)
+	Stdout, Stderr *Buffer
 }
 
 // Prepare returns a process that has not started, with only these environment variables.
 func Prepare(t testing.TB, environment []string, args ...string) *Process {
 	t.Helper()
-	folder := t.TempDir()
-	create := func(name string) (*os.File, File) {
-		file, err := os.Create(filepath.Join(folder, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { file.Close() })
-		return file, File(file.Name())
-	}
-	p := &Process{Cmd: exec.Command(Binary(t), args...)}
+	p := &Process{exec.Command(Binary(t), args...), &Buffer{}, &Buffer{}}
 	p.Cmd.Env = append([]string{}, environment...) // not nil, which would mean the test's own
-	p.Cmd.Stdout, p.Stdout = create("stdout")
-	p.Cmd.Stderr, p.Stderr = create("stderr")
+	p.Cmd.Stdout, p.Cmd.Stderr = p.Stdout, p.Stderr
 	p.Cmd.SysProcAttr = ownConsole()
 	return p
 }

@@ -13,6 +13,18 @@ import (
 	"devops-info-service/test/harness"
 )
 
+// launch starts the service with its log in a file.
+func launch(t *testing.T, log *os.File) (p *harness.Process, address string) {
+	t.Helper()
+	port := harness.FreePort(t) // because the test may not read the log
+	p = harness.Prepare(t, []string{"HOST=127.0.0.1", "PORT=" + port})
+	p.Cmd.Stdout = log
+	p.Start(t)
+	address = net.JoinHostPort("127.0.0.1", port)
+	harness.WaitForHealth(t, address)
+	return p, address
+}
+
 // launchWithPipe starts the service with its log in a pipe, and returns the end to read.
 func launchWithPipe(t *testing.T) (p *harness.Process, log *os.File, address string) {
 	t.Helper()
@@ -21,13 +33,8 @@ func launchWithPipe(t *testing.T) (p *harness.Process, log *os.File, address str
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	port := harness.FreePort(t) // because the test may not read the log
-	p = harness.Prepare(t, []string{"HOST=127.0.0.1", "PORT=" + port})
-	p.Cmd.Stdout = output
-	p.Start(t)
+	p, address = launch(t, output)
 	output.Close()
-	address = net.JoinHostPort("127.0.0.1", port)
-	harness.WaitForHealth(t, address)
 	return p, log, address
 }
 
@@ -104,8 +111,17 @@ func TestLogIsComplete(t *testing.T) {
 	}
 	t.Run("file", func(t *testing.T) {
 		t.Parallel()
-		p, address := harness.Launch(t)
-		check(t, p, address, p.Stdout.String)
+		file, err := os.CreateTemp("", "log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close(); os.Remove(file.Name()) })
+		text := func() string {
+			content, _ := os.ReadFile(file.Name())
+			return string(content)
+		}
+		p, address := launch(t, file)
+		check(t, p, address, text)
 	})
 	t.Run("pipe", func(t *testing.T) {
 		t.Parallel()
