@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,13 +51,22 @@ func TestRollout(t *testing.T) {
 	}
 }
 
+// get returns the body of a 200.
+func get(client *http.Client, url string) (body []byte, err error) {
+	response, err := client.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %d", response.StatusCode)
+	}
+	return io.ReadAll(response.Body)
+}
+
 // rollout returns how many requests were sent while all containers were replaced, and how many of
 // them were not answered with 200.
 func rollout(t *testing.T, delay string) (sent, failed int64) {
-	haproxy, err := exec.LookPath("haproxy")
-	if err != nil {
-		t.Fatalf("HAProxy is needed and not installed: %v", err)
-	}
 	// Ports that are free now, so that a container can come back on the port of the one before.
 	var ports [4]string
 	for i := range ports {
@@ -66,39 +75,32 @@ func rollout(t *testing.T, delay string) (sent, failed int64) {
 	launch := func(port string) string {
 		return harness.Container(t, harness.Image(), "-p", "127.0.0.1:"+port+":5002", "-e", "SHUTDOWN_DELAY="+delay)
 	}
-	var names [3]string
-	for i := range names {
-		names[i] = launch(ports[i])
-	}
+	names := []string{launch(ports[0]), launch(ports[1]), launch(ports[2])}
 
 	config := filepath.Join(t.TempDir(), "haproxy.cfg")
 	if err := os.WriteFile(config, []byte(fmt.Sprintf(haproxyConfig, ports[3], ports[0], ports[1], ports[2])), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	proxy := exec.Command(haproxy, "-db", "-f", config)
+	proxy := exec.Command("haproxy", "-db", "-f", config)
 	output := &harness.Buffer{}
 	proxy.Stdout, proxy.Stderr = output, output
 	if err := proxy.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("HAProxy is needed (apt-get install haproxy): %v", err)
 	}
-	defer func() { proxy.Process.Kill(); proxy.Wait() }()
+	stopProxy := sync.OnceFunc(func() { proxy.Process.Kill(); proxy.Wait() })
+	harness.AtEnd(t, stopProxy)
+	defer stopProxy()
 	front := "http://127.0.0.1:" + ports[3]
-	up := func(server string) bool {
-		response, err := http.Get(front + "/haproxy;csv")
-		if err != nil {
-			return false
-		}
-		defer response.Body.Close()
-		table, _ := io.ReadAll(response.Body)
-		for _, line := range strings.Split(string(table), "\n") {
-			if strings.HasPrefix(line, "service,"+server+",") {
-				return strings.Contains(line, ",UP,") && strings.Contains(line, ",L7OK,")
-			}
-		}
-		return false
+	waitUntilUp := func(i int) {
+		t.Helper()
+		up := regexp.MustCompile(fmt.Sprintf(`(?m)^service,s%d,.*,UP,.*,L7OK,`, i))
+		harness.WaitFor(t, fmt.Sprintf("server %d behind HAProxy; it says %s", i, output), func() bool {
+			table, _ := get(http.DefaultClient, front+"/haproxy;csv")
+			return up.Match(table)
+		})
 	}
 	for i := range names {
-		harness.WaitFor(t, fmt.Sprintf("server %d behind HAProxy; it says %s", i, output), func() bool { return up(fmt.Sprintf("s%d", i)) })
+		waitUntilUp(i)
 	}
 
 	stop := make(chan bool)
@@ -108,7 +110,7 @@ func rollout(t *testing.T, delay string) (sent, failed int64) {
 		clients.Add(1)
 		go func() {
 			defer clients.Done()
-			client := http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
+			client := &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
 			pace := time.NewTicker(20 * time.Millisecond) // about 400 requests a second from all
 			defer pace.Stop()
 			for {
@@ -118,15 +120,7 @@ func rollout(t *testing.T, delay string) (sent, failed int64) {
 				case <-pace.C:
 				}
 				sentCount.Add(1)
-				response, err := client.Get(front + "/")
-				if err == nil {
-					_, err = io.Copy(io.Discard, response.Body)
-					response.Body.Close()
-					if err == nil && response.StatusCode != 200 {
-						err = fmt.Errorf("status %d", response.StatusCode)
-					}
-				}
-				if err != nil && failedCount.Add(1) == 1 {
+				if _, err := get(client, front+"/"); err != nil && failedCount.Add(1) == 1 {
 					t.Logf("SHUTDOWN_DELAY=%s: the first failure: %v", delay, err)
 				}
 			}
@@ -139,7 +133,7 @@ func rollout(t *testing.T, delay string) (sent, failed int64) {
 		}
 		harness.Must(t, "rm", names[i])
 		names[i] = launch(ports[i])
-		harness.WaitFor(t, fmt.Sprintf("server %d to be back", i), func() bool { return up(fmt.Sprintf("s%d", i)) })
+		waitUntilUp(i)
 	}
 	close(stop)
 	clients.Wait()
