@@ -60,15 +60,15 @@ soak: build-multi ## honest clients while bad ones take turns, for SOAK (6m) in 
 		$(GO) test -tags flood -run '^TestSoak$$' -count=1 -timeout 0 -v ./test/flood
 
 bench = $(GO) test -run '^$$' -bench . -benchmem . && \
-	SERVICE=$(CURDIR)/bin/devops-info-service $(GO) test -tags bench -run '^TestBench$$' -count=1 -timeout 30m -v ./test/bench
+	SERVICE='$(CURDIR)/bin/devops-info-service' $(GO) test -tags bench -run '^TestBench$$' -count=1 -timeout 30m -v ./test/bench
 
 .PHONY: bench
-bench: build ## the service against bare net/http, under a client that saturates both; needs wrk
+bench: build ## the service against a plain handler and bare net/http, under a client that saturates them; needs wrk
 	$(bench)
 
 .PHONY: bench-docs
 bench-docs: build ## the same, and the figures and the chart in docs/ from that one run
-	$(bench) -docs $(CURDIR)/docs
+	$(bench) -docs '$(CURDIR)/docs'
 
 .PHONY: build-multi
 build-multi: ## the multi-stage image

@@ -1,6 +1,6 @@
-// Floor is the least that net/http can do for the same bytes under the same timeouts: make bench
-// measures the service against it. It answers / and /health with the constants ROOT and HEALTH on
-// the port PORT.
+// Floor is what the service is measured against. By itself it is bare net/http, the least that a server can do for
+// the same bytes under the same timeouts: it answers / and /health with the constants ROOT and HEALTH on the
+// port PORT. With PLAIN it is a plain handler, which gives the same answers and logs the same line.
 package main
 
 import (
@@ -12,9 +12,12 @@ import (
 )
 
 func main() {
-	for path, response := range map[string][]byte{"/": []byte(os.Getenv("ROOT")), "/health": []byte(os.Getenv("HEALTH"))} {
-		response := response
-		http.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { w.Write(response) })
+	root, health := os.Getenv("ROOT"), os.Getenv("HEALTH")
+	if os.Getenv("PLAIN") != "" {
+		handlePlain(root)
+	} else {
+		http.HandleFunc("/", constant(root))
+		http.HandleFunc("/health", constant(health))
 	}
 	listener, err := net.Listen("tcp", ":"+os.Getenv("PORT"))
 	if err != nil {
@@ -27,4 +30,9 @@ func main() {
 		IdleTimeout:       60 * time.Second,
 	}
 	log.Fatal(server.Serve(listener))
+}
+
+func constant(response string) http.HandlerFunc {
+	body := []byte(response)
+	return func(w http.ResponseWriter, _ *http.Request) { w.Write(body) }
 }
