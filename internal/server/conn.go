@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -14,63 +15,67 @@ import (
 // closing with unread data is, could destroy it.
 const (
 	lingerTime        = 10 * time.Second // for the client to close its end; it is long for clients that read slowly
-	stopLinger        = time.Second      // the same, for a server that stops
+	stopLingerTime    = time.Second      // the same, when the server stops
 	lingerBytes       = 256 << 10        // what the client may still send; net/http reads as much of a body
 	lingerBytesNeeded = 32 << 10         // the same, while a new connection waits for a slot
 )
 
-// The phases of a connection.
+// phase is what a connection waits for. In header, working and sending, a request is in flight.
+type phase int32
+
 const (
-	idle     = iota // it waits for a request
-	header          // a part of a request's header has arrived
-	response        // the header is complete, and the response is not yet with the kernel
-	closed          // net/http has closed it
+	accepted phase = iota // net/http has not begun to read
+	idle                  // the client is to send a request
+	header                // the client is to send the rest of a header
+	working               // the handler is to respond
+	sending               // the kernel is to take a part of the response, for which the client may have to read
+	closed                // net/http has closed it; the client is to close its end
 )
 
-// tooLarge is what net/http answers to a header that is too large.
-const tooLarge = "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: text/plain; charset=utf-8\r\n" +
-	"Connection: close\r\n\r\n431 Request Header Fields Too Large"
+var errRefused = errors.New("the request's header exceeds a limit")
 
-var (
-	errTooManyLines = errors.New("the request's header has too many lines")
-	errTooLarge     = errors.New("the request's header is too large")
-)
-
-// conn is the server's end of a connection. It embeds net.Conn because net/http sleeps for half a second after
+// conn is the server's end of a connection. It embeds net.Conn, because net/http sleeps for half a second after
 // the CloseWrite of a *net.TCPConn.
 type conn struct {
 	net.Conn
 	listener *listener
-	phase    atomic.Int32
-	changed  atomic.Bool // http.ConnState has changed since the last look
-	closedAt time.Time   // guarded by listener.mu
+	current  atomic.Int32 // a phase
+	seen     atomic.Bool  // a look has seen it in this phase
+	closedAt time.Time    // guarded by listener.mu
 
-	// Of the header that is arriving. Only Read and stateChanged use these, and net/http calls them one after
-	// the other.
-	size, lines int
-	inLine      bool   // a line has begun
-	rest        []byte // was received, and net/http has not read it yet
+	// Of the header that arrives. Read and stateChanged use these, which net/http calls one after the other.
+	size, lines int    // bytes; complete lines, with the request line
+	inLine      bool   // the next line has begun
+	rest        []byte // what has arrived behind the header; net/http is to read it next
+}
+
+func (c *conn) phase() phase { return phase(c.current.Load()) }
+
+func (c *conn) enter(p phase) {
+	c.current.Store(int32(p))
+	c.seen.Store(false)
 }
 
 // stateChanged is the http.Server's ConnState.
 func stateChanged(nc net.Conn, state http.ConnState) {
-	c := nc.(*conn)
-	c.changed.Store(true)
 	if state != http.StateIdle {
 		return
 	}
-	// The response is sent. A client that does not wait for it may have sent a part of the next request.
-	c.size, c.lines = 0, 0
+	// The response is sent. A client that has not waited for it may have sent a part of the next request.
+	c := nc.(*conn)
 	if c.inLine || hasText(c.rest) {
-		c.phase.Store(header)
+		c.enter(header)
 	} else {
-		c.phase.Store(idle)
+		c.enter(idle)
 	}
 }
 
-// Read reads from the connection. It ends at the end of a header, because what follows is a body, or the next
+// Read reads from the connection. It stops at the end of a header, because what follows is a body, or the next
 // request, whose header is counted anew. It fails if a header is too large or has too many lines.
 func (c *conn) Read(p []byte) (n int, err error) {
+	if c.phase() == accepted {
+		c.enter(idle)
+	}
 	if len(c.rest) > 0 {
 		n, err = c.count(c.rest[:min(len(c.rest), len(p))])
 		copy(p, c.rest[:n])
@@ -87,50 +92,70 @@ func (c *conn) Read(p []byte) (n int, err error) {
 }
 
 // count counts the bytes and lines of the header that arrives in p. It returns how many bytes net/http gets:
-// those up to the end of the header, or all of them if the header was complete before.
+// those up to the end of the header, or all of them if the header is complete already.
 func (c *conn) count(p []byte) (n int, err error) {
-	if c.phase.Load() == response {
-		c.inLine = hasText(p) // matters if it is the first byte of the next request, which net/http reads ahead
+	if c.phase() >= working {
+		// A part of the body, or the first byte of the next request, which net/http reads ahead.
+		c.size, c.inLine = len(p), hasText(p)
 		return len(p), nil
 	}
-	for n < len(p) && c.phase.Load() != response {
-		line, rest, ended := bytes.Cut(p[n:], []byte{'\n'})
+	complete := false
+	for n < len(p) && !complete {
+		line, rest, ends := bytes.Cut(p[n:], []byte{'\n'})
 		n = len(p) - len(rest)
-		if hasText(line) {
-			c.inLine = true
-			c.phase.Store(header)
-		}
+		c.inLine = c.inLine || hasText(line)
 		switch {
-		case ended && c.inLine:
+		case ends && c.inLine:
 			c.lines++
 			c.inLine = false
-		case ended && c.lines > 0: // an empty line ends the header
-			c.phase.Store(response)
+		case ends && c.lines > 0: // an empty line
+			complete = true
 		}
 	}
 	c.size += n
 	switch {
-	case c.lines > 1+maxHeaderLines: // with the request line
-		return 0, errTooManyLines // net/http answers 400
+	case c.lines > 1+maxHeaderLines:
+		return 0, c.refuse("400 Bad Request")
 	case c.size > maxHeaderBytes:
-		c.SetWriteDeadline(time.Now().Add(writeTimeout))
-		io.WriteString(c.Conn, tooLarge)
-		return 0, &net.OpError{Op: "read", Net: "tcp", Err: errTooLarge} // net/http answers nothing
+		return 0, c.refuse("431 Request Header Fields Too Large")
+	case complete:
+		c.size, c.lines = 0, 0
+		c.enter(working)
+	case c.phase() == idle && (c.inLine || c.lines > 0):
+		c.enter(header)
 	}
 	return n, nil
 }
 
-// hasText reports whether p has a character that is not of the end of a line.
+// refuse sends a response like those that net/http sends itself, and returns an error to which it adds none.
+func (c *conn) refuse(status string) error {
+	c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
+	return &net.OpError{Op: "read", Net: "tcp", Err: errRefused}
+}
+
+// hasText reports whether p has a character that does not end a line.
 func hasText(p []byte) bool { return len(bytes.Trim(p, "\r\n")) > 0 }
 
-// Close ends the stream to the client, and closes the connection in the background when the client has ended
-// its own. Until then the kernel's memory may hold the response, so the connection keeps its slot.
+// Write writes to the connection.
+func (c *conn) Write(p []byte) (int, error) {
+	c.enter(sending)
+	defer c.enter(working)
+	return c.Conn.Write(p)
+}
+
+// Close ends the stream to the client, and closes the connection in the background when the client has closed
+// its end. Until then the kernel's memory may hold the response, so the connection keeps its slot.
 func (c *conn) Close() error {
 	c.listener.mu.Lock()
+	again := !c.closedAt.IsZero()
+	c.enter(closed)
 	c.closedAt = time.Now()
-	c.phase.Store(closed)
 	c.listener.mu.Unlock()
-	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil { // evicted, or ended by the client
+	if again {
+		return net.ErrClosed
+	}
+	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil { // evicted, or reset by the client
 		c.abort()
 		c.listener.remove(c)
 		return err
@@ -139,10 +164,10 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// linger reads until the client closes its end, or has had enough time, or has sent too much.
+// linger reads until the client closes its end, has had enough time, or has sent too much.
 func (c *conn) linger() {
 	defer c.listener.remove(c)
-	c.SetReadDeadline(time.Now().Add(lingerTime))
+	c.SetReadDeadline(time.Now().Add(c.listener.lingerTime))
 	buffer := make([]byte, 1<<10)
 	for discarded := 0; ; {
 		n, err := c.Conn.Read(buffer)

@@ -21,8 +21,8 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 8 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// lookPeriod is how long a connection must be without a change before it can be evicted, and how long a
-	// new one waits for the first look. docs/performance.md shows what other periods cost.
+	// lookPeriod is how long a new connection waits before others are looked at, and how long one of these must
+	// have waited for its client to be evicted. docs/operations.md says what other periods cost.
 	lookPeriod = 30 * time.Millisecond
 )
 
@@ -44,16 +44,17 @@ func MaxConnections(memory, files *int64) int {
 // connections on which nothing happens are evicted.
 type listener struct {
 	*net.TCPListener
-	log      *slog.Logger
-	slots    chan struct{} // has one element for each open connection
-	waiting  atomic.Bool   // a new connection waits for a slot
-	draining atomic.Bool   // the server has been told to stop
+	log        *slog.Logger
+	lingerTime time.Duration // lingerTime, except in tests
+	slots      chan struct{} // has one element for each open connection
+	waiting    atomic.Bool   // a new connection waits for a slot
+	draining   atomic.Bool   // the server has been told to stop
 
-	mu       sync.Mutex
-	conns    map[*conn]bool // the open connections
-	batch    int            // how many connections the next look may evict
-	lookedAt time.Time
-	warnedAt time.Time
+	mu        sync.Mutex
+	conns     map[*conn]bool // the open connections
+	batch     int            // how many connections the next look may evict
+	evictedAt time.Time
+	warnedAt  time.Time
 }
 
 func newListener(tcp *net.TCPListener, slots int, log *slog.Logger) *listener {
@@ -61,7 +62,7 @@ func newListener(tcp *net.TCPListener, slots int, log *slog.Logger) *listener {
 	if raw, err := tcp.SyscallConn(); err == nil {
 		raw.Control(setBuffers)
 	}
-	return &listener{TCPListener: tcp, log: log, slots: make(chan struct{}, slots), conns: map[*conn]bool{}}
+	return &listener{TCPListener: tcp, log: log, lingerTime: lingerTime, slots: make(chan struct{}, slots), conns: map[*conn]bool{}}
 }
 
 // Accept waits for the next connection and for a slot.
@@ -72,7 +73,6 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	l.acquireSlot()
 	c := &conn{Conn: tcp, listener: l}
-	c.changed.Store(true)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.conns[c] = true
@@ -99,24 +99,30 @@ func (l *listener) acquireSlot() {
 	}
 }
 
-// look evicts connections whose state has not changed since the last look: one at first, and four times as
-// many each further time within a second. So one new client costs one idle client its connection, and a
-// flood of thousands is soon over.
+// look evicts connections that have waited for their clients since before the last look: one at first, and then
+// up to four times as many as the last time, until it was no more needed for a second. So one new client costs
+// one idle client its connection, and a flood of thousands is soon over.
 func (l *listener) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	if now.Sub(l.lookedAt) > time.Second {
+	if now.Sub(l.evictedAt) > time.Second {
 		l.batch = 1
 	}
 	evicted := 0
 	for c := range l.conns {
-		if !c.changed.Swap(false) && evicted < l.batch && c.abort() == nil {
+		if p := c.phase(); p == accepted || p == working { // because the client cannot make it go on
+			continue
+		}
+		if c.seen.Swap(true) && evicted < l.batch && c.abort() == nil {
 			evicted++
 		}
 	}
-	l.lookedAt, l.batch = now, min(4*l.batch, cap(l.slots))
-	if evicted > 0 && now.Sub(l.warnedAt) > time.Minute {
+	if evicted == 0 {
+		return
+	}
+	l.evictedAt, l.batch = now, 4*evicted
+	if now.Sub(l.warnedAt) > time.Minute {
 		l.warnedAt = now
 		l.log.Warn("all connection slots are taken; closing connections that complete no requests", "slots", cap(l.slots))
 	}
@@ -174,17 +180,17 @@ func (l *listener) wait(ctx context.Context, served <-chan error) (inFlight int)
 	}
 }
 
-// count returns how many connections are open. Of these, a request is in flight on some, and others have
-// been closed so recently that their clients may still be reading the response.
+// count returns how many connections are open. On some of these a request is in flight, and others have been
+// closed so recently that their clients may still be reading the response.
 func (l *listener) count() (open, lingering, inFlight int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
-		switch c.phase.Load() {
-		case header, response:
+		switch c.phase() {
+		case accepted, header, working, sending:
 			inFlight++
 		case closed:
-			if time.Since(c.closedAt) < stopLinger {
+			if time.Since(c.closedAt) < stopLingerTime {
 				lingering++
 			}
 		}

@@ -49,19 +49,8 @@ type Server struct {
 // flight have ShutdownTimeout to finish. A second signal ends the delay and the timeout at once.
 func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os.Signal) error {
 	l := newListener(tcp, s.MaxConnections, s.Log)
-	server := &http.Server{
-		Handler:                      l.wrap(s.Handler),
-		ConnState:                    stateChanged,
-		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like every other unknown path
-		ReadHeaderTimeout:            readHeaderTimeout,
-		ReadTimeout:                  readTimeout,
-		WriteTimeout:                 writeTimeout,
-		IdleTimeout:                  idleTimeout,
-		MaxHeaderBytes:               2 * maxHeaderBytes, // never reached, because conn.Read counts too
-		ErrorLog:                     slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
-	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- s.httpServer(l).Serve(l) }()
 
 	var reason string
 	select {
@@ -107,4 +96,18 @@ func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os
 	}
 	s.Log.Info("stopped", "reason", reason)
 	return nil
+}
+
+func (s Server) httpServer(l *listener) *http.Server {
+	return &http.Server{
+		Handler:                      l.wrap(s.Handler),
+		ConnState:                    stateChanged,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like every other unknown path
+		ReadHeaderTimeout:            readHeaderTimeout,
+		ReadTimeout:                  readTimeout,
+		WriteTimeout:                 writeTimeout,
+		IdleTimeout:                  idleTimeout,
+		MaxHeaderBytes:               2 * maxHeaderBytes, // never reached, because conn.Read counts too
+		ErrorLog:                     slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
+	}
 }

@@ -1,0 +1,288 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"devops-info-service/test/harness"
+)
+
+const (
+	request     = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	slowRequest = "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	postHeader  = "POST / HTTP/1.1\r\nHost: localhost\r\n"
+)
+
+// testServer serves on a real socket as Server.Run does. /slow answers when the test says so, and /large with
+// more than the kernel takes for a client that has a small buffer and does not read.
+type testServer struct {
+	*listener
+	address string
+	log     *harness.Buffer
+	served  chan error
+	entered chan struct{} // receives when a request for /slow has reached its handler
+	reads   bool          // the handler answers with the request's body
+	release chan struct{} // closed or sent to, to let that handler go on
+}
+
+const largeSize = 32 << 10
+
+func startServer(t testing.TB, slots int) *testServer {
+	t.Helper()
+	s := &testServer{
+		log:     &harness.Buffer{},
+		served:  make(chan error, 1),
+		entered: make(chan struct{}, 100),
+		release: make(chan struct{}),
+	}
+	large := make([]byte, largeSize)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.reads {
+			body, _ := io.ReadAll(r.Body)
+			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+			w.Write(body)
+			return
+		}
+		switch r.URL.Path {
+		case "/slow":
+			s.entered <- struct{}{}
+			<-s.release
+		case "/large":
+			w.Write(large)
+			return
+		}
+		w.Header().Set("Content-Length", "4")
+		io.WriteString(w, "done")
+	})
+	log := slog.New(slog.NewJSONHandler(s.log, nil))
+	tcp := harness.Listen(t)
+	s.listener, s.address = newListener(tcp, slots, log), tcp.Addr().String()
+	server := Server{Handler: handler, Log: log}.httpServer(s.listener)
+	go func() { s.served <- server.Serve(s.listener) }()
+	t.Cleanup(func() { server.Close() })
+	return s
+}
+
+// client is one connection to a testServer.
+type client struct {
+	*net.TCPConn
+	reader *bufio.Reader
+}
+
+func (s *testServer) dial(t testing.TB) client {
+	t.Helper()
+	conn := harness.Dial(t, s.address)
+	return client{conn, bufio.NewReader(conn)}
+}
+
+// dialSmall is dial with a small buffer.
+func (s *testServer) dialSmall(t testing.TB) client {
+	t.Helper()
+	c := s.dial(t)
+	c.SetReadBuffer(1)
+	return c
+}
+
+// receive reads one response, which must be a 200.
+func (c client) receive(t testing.TB) *http.Response {
+	t.Helper()
+	response, body := harness.Receive(t, c.reader, "GET")
+	if response.StatusCode != 200 || body != "done" {
+		t.Errorf("got %d %q, want 200 done", response.StatusCode, body)
+	}
+	return response
+}
+
+// get sends a request and reads the response.
+func (c client) get(t testing.TB) *http.Response {
+	t.Helper()
+	harness.Write(t, c, request)
+	return c.receive(t)
+}
+
+// waitFor waits until n connections are in that phase.
+func (s *testServer) waitFor(t testing.TB, n int, p phase) {
+	t.Helper()
+	harness.WaitFor(t, "the connections", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		in := 0
+		for c := range s.conns {
+			if c.phase() == p {
+				in++
+			}
+		}
+		return in == n
+	})
+}
+
+// dialIdle opens n connections and waits until the server waits for their requests.
+func (s *testServer) dialIdle(t testing.TB, n int) []client {
+	t.Helper()
+	clients := make([]client, n)
+	for i := range clients {
+		clients[i] = s.dial(t)
+	}
+	s.waitFor(t, n, idle)
+	return clients
+}
+
+// stop closes the listener and waits for requests in flight, in the background. It returns what receives
+// how many there are when the wait ends.
+func (s *testServer) stop(t testing.TB, ctx context.Context) <-chan int {
+	t.Helper()
+	result := make(chan int, 1)
+	s.Close()
+	go func() { result <- s.wait(ctx, s.served) }()
+	return result
+}
+
+func TestStopWaitsForRequestsInFlight(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		sent, rest string
+		phase      phase
+		responses  int // to all that is sent
+	}{
+		"half a request":                    {harness.HalfRequest, harness.RestOfRequest, header, 1},
+		"one byte of a request":             {request[:1], request[1:], header, 1},
+		"a header without its last byte":    {request[:len(request)-1], "\n", header, 1},
+		"half a request behind a whole one": {request + harness.HalfRequest, harness.RestOfRequest, header, 2},
+		"half a request behind two":         {request + request + harness.HalfRequest, harness.RestOfRequest, header, 3},
+		"one byte behind a whole one":       {request + request[:1], request[1:], header, 2},
+		"a request in its handler":          {slowRequest, "", working, 1},
+		"a request behind that":             {slowRequest + request, "", working, 2},
+	} {
+		test := test
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, 100)
+			c := s.dial(t)
+			c.get(t) // from now on the connection is not new
+			harness.Write(t, c, test.sent)
+			s.waitFor(t, 1, test.phase)
+			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+			defer cancel()
+			result := s.stop(t, ctx)
+			select {
+			case n := <-result:
+				t.Fatalf("the stop ended, with %d in flight, while a request was", n)
+			case <-time.After(firstRequestWait + 50*time.Millisecond):
+			}
+			harness.Write(t, c, test.rest)
+			close(s.release)
+			for i := 0; i < test.responses; i++ {
+				c.receive(t)
+			}
+			if n := <-result; n != 0 || ctx.Err() != nil {
+				t.Errorf("got %d in flight (%v), want 0", n, ctx.Err())
+			}
+		})
+	}
+}
+
+func TestStopWaitsForTheFirstRequestOfANewConnection(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100)
+	c := s.dialIdle(t, 1)[0]
+	began := time.Now()
+	if n := <-s.stop(t, context.Background()); n != 0 {
+		t.Errorf("got %d, want 0", n)
+	}
+	if took := time.Since(began); took < firstRequestWait {
+		t.Errorf("the stop took %v, want %v", took, firstRequestWait)
+	}
+	c.get(t) // the server is still there; only the listener is closed
+}
+
+func TestStopDoesNotWaitForWhatIsNoRequest(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ sent, method string }{
+		"idle":                {request, "GET"},
+		"a stray empty line":  {request + "\r\n", "GET"},
+		"stray empty lines":   {request + "\r\n\n\r\n", "GET"},
+		"an unread body":      {postHeader + "Content-Length: 10\r\n\r\n", "POST"},
+		"half an unread body": {postHeader + "Content-Length: 10\r\n\r\nhalf", "POST"},
+		"a chunk without end": {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", "POST"},
+	} {
+		test := test
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, 100)
+			c := s.dial(t)
+			harness.Write(t, c, test.sent)
+			harness.Receive(t, c.reader, test.method)
+			began := time.Now()
+			if n := <-s.stop(t, context.Background()); n != 0 {
+				t.Errorf("got %d, want 0", n)
+			}
+			// A client that has its response and goes on sending has a second.
+			if took := time.Since(began); took > stopLingerTime+5*time.Second {
+				t.Errorf("the stop took %v, want about %v at most", took, stopLingerTime)
+			}
+		})
+	}
+}
+
+func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100)
+	for _, sent := range []string{"GET / HT", "G", slowRequest, "", request} {
+		harness.Write(t, s.dial(t), sent)
+	}
+	s.waitFor(t, 2, header)
+	s.waitFor(t, 1, working)
+	s.waitFor(t, 2, idle)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if n := <-s.stop(t, ctx); n != 3 {
+		t.Errorf("got %d, want 3", n)
+	}
+	close(s.release)
+}
+
+// Requests that arrive while the server stops are answered, or their connections are not accepted. This is
+// for the race detector too.
+func TestConnectionsComeAndGoDuringTheStop(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 4)
+	var clients sync.WaitGroup
+	for i := 0; i < 16; i++ {
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			getRepeatedly(s.address, 20) // fails when the listener closes
+		}()
+	}
+	s.dial(t).get(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	if n := <-s.stop(t, ctx); n != 0 {
+		t.Errorf("got %d, want 0", n)
+	}
+	clients.Wait()
+}
+
+// The listener may fail for good without being told to stop.
+func TestRunReturnsWhyServingFailed(t *testing.T) {
+	t.Parallel()
+	tcp := harness.Listen(t)
+	tcp.Close()
+	log := &harness.Buffer{}
+	err := Server{Log: slog.New(slog.NewJSONHandler(log, nil)), MaxConnections: 1}.Run(context.Background(), tcp, make(chan os.Signal))
+	if err == nil {
+		t.Error("got no error")
+	}
+	if line := harness.WaitForLog(t, log, "serving failed", 1)[0]; line["level"] != "ERROR" || line["error"] != err.Error() {
+		t.Errorf("logged %v, want the error %v", line, err)
+	}
+}
