@@ -160,7 +160,8 @@ func newLog(cfg config.Config, output io.Writer) *slog.Logger {
 		// system's zone.
 		os.Unsetenv("TZ")
 	} else {
-		time.Local = cfg.Location // because Go does not read TZ on Windows
+		zone := *cfg.Location // a copy, because time.Local itself stands for the system's zone
+		time.Local = &zone    // because Go does not read TZ on Windows
 	}
 	level := slog.LevelInfo
 	if cfg.Debug {

@@ -135,7 +135,14 @@ func (c *conn) refuse(status string) error {
 }
 
 // hasText reports whether p has a character that does not end a line.
-func hasText(p []byte) bool { return len(bytes.Trim(p, "\r\n")) > 0 }
+func hasText(p []byte) bool {
+	for _, b := range p {
+		if b != '\r' && b != '\n' {
+			return true
+		}
+	}
+	return false
+}
 
 // Write writes to the connection.
 func (c *conn) Write(p []byte) (int, error) {

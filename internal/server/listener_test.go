@@ -110,7 +110,7 @@ func TestWhatIsEvicted(t *testing.T) {
 		"silent":                       {"", idle, nothing, true},
 		"idle after a request":         {request, idle, nothing, true},
 		"idle, with a request between": {request, idle, func(t *testing.T, c client) { c.get(t) }, false},
-		"only the end of a line":       {"\r\n", idle, nothing, true},
+		"the end of a line":            {"\r", idle, nothing, true},
 		"half a header":                {harness.HalfRequest, header, nothing, true},
 		"half a header, one byte more": {harness.HalfRequest, header, func(t *testing.T, c client) { harness.Write(t, c, "h") }, true},
 		"in its handler":               {slowRequest, working, nothing, false},
