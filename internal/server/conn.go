@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -171,22 +172,34 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// linger reads until the client closes its end, has had enough time, or has sent too much.
+// linger reads until the client closes its end, has had enough time, or has sent too much. A client that has
+// closed its end early, as nc does, may still read. If its slot were free then, thousands of such clients that do
+// not read could fill the kernel's memory.
 func (c *conn) linger() {
 	defer c.listener.remove(c)
-	c.SetReadDeadline(time.Now().Add(c.listener.lingerTime))
+	deadline := time.Now().Add(c.listener.lingerTime)
+	c.SetReadDeadline(deadline)
+	var err error
 	buffer := make([]byte, 1<<10)
-	for discarded := 0; ; {
-		n, err := c.Conn.Read(buffer)
+	for limit, discarded := lingerBytes, 0; err == nil && discarded <= limit; {
+		var n int
+		n, err = c.Conn.Read(buffer)
 		discarded += n
-		if err == io.EOF {
-			c.Conn.Close()
-			return
+		if c.listener.waiting.Load() {
+			limit = lingerBytesNeeded
 		}
-		if err != nil || discarded > lingerBytes || discarded > lingerBytesNeeded && c.listener.waiting.Load() {
-			c.abort()
-			return
+	}
+	tcp := c.Conn.(*net.TCPConn)
+	for pause := time.Millisecond; err == io.EOF && !delivered(tcp); pause = min(2*pause, 32*time.Millisecond) {
+		if time.Now().After(deadline) {
+			err = os.ErrDeadlineExceeded
 		}
+		time.Sleep(pause) // polls, because the kernel does not report acknowledgements
+	}
+	if err == io.EOF {
+		c.Conn.Close()
+	} else {
+		c.abort()
 	}
 }
 
