@@ -13,6 +13,7 @@ WORKDIR /src
 COPY . .
 ARG TARGETOS
 ARG TARGETARCH
+ARG TARGETVARIANT
 ARG VERSION
 ARG REVISION
 # Puts into /out what the image has in addition to its base. All of it is made in one step and copied in
@@ -28,6 +29,7 @@ RUN --mount=type=bind,from=base,target=/base \
     done && \
     echo 'mariaappgo:x:10001:10001:devops-info-service:/:/sbin/nologin' >>/out/etc/passwd && \
     echo 'mariaappgo:x:10001:' >>/out/etc/group && \
+    case $TARGETARCH/$TARGETVARIANT in arm/v[5-7]) export GOARM=${TARGETVARIANT#v} ;; esac && \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
     go build -trimpath -tags nethttpomithttp2 \
     -ldflags="-s -w -X main.version=$VERSION -X main.revision=$REVISION" \
