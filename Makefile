@@ -100,15 +100,20 @@ test-kubernetes: ## deploy/ in a real Kubernetes API server, built from source; 
 	$(GO) build -C test/kubernetes/apiserver -trimpath -ldflags='-s -w' -o ../../../bin/kubernetes/ tool
 	CGO_ENABLED=0 KUBERNETES=$(CURDIR)/bin/kubernetes $(GO) test -tags kubernetes -count=1 -v ./test/kubernetes
 
-# deploy/release reads REGISTRY, VERSION and VARIANT from the environment. The VERSION above is no version
-# to release; make does not export it, because it was not given.
+# deploy/release reads REGISTRY, VERSION, VARIANT and PLATFORMS from the environment. The VERSION above is no
+# version to release; make does not export it, because it was not given.
 .PHONY: release
-release: ## push the image for two platforms to REGISTRY, as VERSION
+release: ## push the image for seven platforms to REGISTRY, as VERSION; PLATFORMS=linux/amd64 narrows it
 	@deploy/release
 
+.PHONY: dist
+dist: ## the binary for twelve platforms, as VERSION, packed in dist/; needs only Go and git
+	@deploy/release dist
+
+# A builder or a registry that cannot is found by the first test, so nothing is built after it has failed.
 .PHONY: test-release
-test-release: ## rehearse a release in the registry at localhost:5000; needs a builder and qemu-user-static
-	CGO_ENABLED=0 $(GO) test -tags release -count=1 -timeout 20m -v ./test/release
+test-release: ## rehearse a release in the registry at localhost:5000; needs unzip and a builder that can push to it
+	CGO_ENABLED=0 $(GO) test -tags release -failfast -count=1 -timeout 30m -v ./test/release
 
 # Built first, because go run ends at SIGTERM without telling the program, which then removes nothing.
 # With exec, make's signal reaches the program itself.
@@ -125,6 +130,6 @@ docs: ## the same, and the figures and the chart in docs/ from that one run
 	@$(compare) -docs docs
 
 .PHONY: clean
-clean: ## remove bin/ and the three images
-	rm -rf bin
+clean: ## remove bin/, dist/ and the three images
+	rm -rf bin dist
 	-@$(DOCKER) rmi $(foreach image,$(MULTI_IMAGE) $(SINGLE_IMAGE) $(SCRATCH_IMAGE),$(image):$(VERSION) $(image):latest) 2>/dev/null || true
