@@ -266,7 +266,7 @@ func TestRefusals(t *testing.T) {
 
 		built       = "did not report its digest" // because the fake pushes nothing
 		noVersion   = "must be a semantic version"
-		twoCommands = ".*docker buildx create --use.*docker run -d -p 5000:5000 registry:2"
+		twoCommands = `.*\n.*docker buildx create --use.*\n.*docker run -d -p 5000:5000 registry:2`
 	)
 	for _, test := range []struct {
 		dir, command string
