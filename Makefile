@@ -110,7 +110,7 @@ release: ## push the image for seven platforms to REGISTRY, as VERSION; PLATFORM
 dist: ## the binary for twelve platforms, as VERSION, packed in dist/; needs only Go and git
 	@deploy/release dist
 
-# A builder or a registry that cannot is found by the first test, so nothing is built after it has failed.
+# The first test begins with a push. Where that cannot be, it says so, and nothing else is run or built.
 .PHONY: test-release
 test-release: ## rehearse a release in the registry at localhost:5000; needs unzip and a builder that can push to it
 	CGO_ENABLED=0 $(GO) test -tags release -failfast -count=1 -timeout 30m -v ./test/release

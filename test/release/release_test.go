@@ -122,13 +122,14 @@ func (r rehearsal) release(t *testing.T, tagged string, variables ...string) str
 func (r rehearsal) check(t *testing.T, reference string, platforms string) {
 	t.Helper()
 	commit := must(t, r.dir, "git", "rev-parse", "HEAD")
+	created := must(t, r.dir, "env", "TZ=UTC", "git", "log", "-1", "--date=format-local:%FT%TZ", "--format=%cd")
 	labels := map[string]string{
 		"org.opencontainers.image.title":       "devops-info-service",
 		"org.opencontainers.image.description": "DevOps course info service",
 		"org.opencontainers.image.version":     "1.2.3",
 		"org.opencontainers.image.revision":    commit,
 		"org.opencontainers.image.source":      "https://example.com/owner/devops-info-service",
-		"org.opencontainers.image.created":     must(t, r.dir, "env", "TZ=UTC", "git", "log", "-1", "--date=format-local:%FT%TZ", "--format=%cd"),
+		"org.opencontainers.image.created":     created,
 	}
 	_, goVersion, _ := strings.Cut(must(t, ".", "go", "version", r.binaries["linux/amd64"]), ": ")
 	want := fmt.Sprint("application/vnd.oci.image.index.v1+json ", labels)
