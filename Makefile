@@ -29,6 +29,16 @@ image_build = $(DOCKER) build -f $(2) -t $(1):$(VERSION) -t $(1):latest \
 	$(if $(GO_IMAGE),--build-arg GO_IMAGE=$(GO_IMAGE)) \
 	$(if $(RUNTIME_IMAGE),--build-arg RUNTIME_IMAGE=$(RUNTIME_IMAGE)) $(BUILD_FLAGS) .
 
+# The settings that make was given, as arguments of docker run: make run-multi DEBUG=true TZ=Asia/Tokyo
+run_settings = $(foreach name,DEBUG TZ SHUTDOWN_DELAY SHUTDOWN_TIMEOUT GOMAXPROCS GOMEMLIMIT,\
+	$(if $(findstring command,$(origin $(name))),-e $(name)='$($(name))'))
+
+# Prerequisites that say what is missing, and what helps, before anything is built: need-docker, need-wrk, …
+.PHONY: FORCE
+need-%: FORCE
+	@DOCKER='$(DOCKER)' tools/need $*
+FORCE:
+
 .PHONY: help
 help: ## print this list (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -38,8 +48,8 @@ build: ## the static binary, in bin/
 	$(go_build) -o bin/devops-info-service .
 
 .PHONY: run
-run: build ## the service on this machine, in the foreground, on PORT
-	PORT=$(PORT) bin/devops-info-service
+run: build ## the service on this machine, in the foreground, on PORT; needs Go
+	@PORT=$(PORT) exec bin/devops-info-service
 
 .PHONY: test
 test: ## the tests; needs only Go
@@ -71,21 +81,23 @@ bench-docs: build ## the same, and the figures and the chart in docs/ from that 
 	$(bench) -docs '$(CURDIR)/docs'
 
 .PHONY: build-multi
-build-multi: ## the multi-stage image
+build-multi: need-docker ## the multi-stage image
 	$(call image_build,$(MULTI_IMAGE),Dockerfile)
 
 .PHONY: build-single
-build-single: ## the single-stage image, for comparison
+build-single: need-docker ## the single-stage image, for comparison
 	$(call image_build,$(SINGLE_IMAGE),Dockerfile.single)
 
 .PHONY: build-scratch
 build-scratch: override RUNTIME_IMAGE = scratch
-build-scratch: ## the multi-stage image without Alpine
+build-scratch: need-docker ## the multi-stage image without Alpine
 	$(call image_build,$(SCRATCH_IMAGE),Dockerfile)
 
 .PHONY: run-multi
-run-multi: build-multi ## the multi-stage image in the foreground, on PORT; removed when it stops
-	$(DOCKER) run --rm -p $(PORT):5002 $(MULTI_IMAGE):$(VERSION)
+run-multi: build-multi ## the multi-stage image in the foreground, on PORT; removed when it stops; needs Docker
+	@id=$$($(DOCKER) create --rm -p $(PORT):5002 $(run_settings) $(MULTI_IMAGE):$(VERSION)) && \
+	$(DOCKER) start $$id >/dev/null && echo "http://localhost:$$($(DOCKER) port $$id 5002 | sed -n '1s/.*://p')" && \
+	$(DOCKER) logs $$id && exec $(DOCKER) attach $$id
 
 .PHONY: test-image
 test-image: build-multi ## tests of the multi-stage image; needs Docker
