@@ -109,8 +109,10 @@ test-rollout: build-multi ## a rolling restart under load; needs Docker and HAPr
 
 .PHONY: test-kubernetes
 test-kubernetes: ## deploy/ in a real Kubernetes API server, built from source; needs etcd-server
+	@command -v etcd >/dev/null || { echo 'etcd is needed: apt-get install -y --no-install-recommends etcd-server' >&2; exit 1; }
+	@test -x bin/kubernetes/kube-apiserver || echo 'The first run downloads and builds kube-apiserver and kubectl, which takes minutes.'
 	$(GO) build -C test/kubernetes/apiserver -trimpath -ldflags='-s -w' -o ../../../bin/kubernetes/ tool
-	CGO_ENABLED=0 KUBERNETES=$(CURDIR)/bin/kubernetes $(GO) test -tags kubernetes -count=1 -v ./test/kubernetes
+	CGO_ENABLED=0 KUBERNETES='$(CURDIR)/bin/kubernetes' $(GO) test -tags kubernetes -count=1 -v ./test/kubernetes
 
 # deploy/release reads REGISTRY, VERSION, VARIANT and PLATFORMS from the environment. The VERSION above is no
 # version to release; make does not export it, because it was not given.

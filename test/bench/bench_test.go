@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"sort"
 	"strconv"
@@ -40,31 +39,19 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // TestBench prints medians beside their goals. A missed goal does not fail the test, because the machine may
 // have had a bad day.
 func TestBench(t *testing.T) {
-	if _, err := exec.LookPath("wrk"); err != nil {
-		t.Fatal("wrk is needed: apt-get install wrk")
-	}
 	service := &server{binary: harness.Binary(t)}
-	versionLine, err := exec.Command(service.binary, "-version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	floor := filepath.Join(t.TempDir(), "floor")
-	build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-ldflags=-s -w", "-o", floor, "./test/floor")
-	build.Dir, build.Env = harness.Root(t), append(os.Environ(), "CGO_ENABLED=0")
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build ./test/floor: %v\n%s", err, output)
-	}
+	floor := harness.Build(t, "./test/floor")
 	harness.AtEnd(t, service.stop)
 	service.start(t)
 	_, root := harness.Get(t, service.address, "/")
 	_, health := harness.Get(t, service.address, "/health")
-	service.stop()
+	version, _ := exec.Command(service.binary, "-version").Output()
 	constants := []string{"ROOT=" + root, "HEALTH=" + health}
 	servers := []*server{service, {binary: floor, environment: append(constants, "PLAIN=yes")}, {binary: floor, environment: constants}}
 
 	var report bytes.Buffer
 	fmt.Fprintf(&report, "Measured %s: %s, %d × %s. With %d connections, medians of %d turns:\n\n", time.Now().UTC().Format("2006-01-02"),
-		bytes.TrimSpace(versionLine), runtime.NumCPU(), processor(), connections, rounds)
+		bytes.TrimSpace(version), runtime.NumCPU(), processor(), connections, rounds)
 	report.WriteString("| | service | plain handler | bare net/http | service : plain | service : bare | goals |\n| --- | ---: | ---: | ---: | ---: | ---: | --- |\n")
 	row := func(name string, values [3]float64, goals string) {
 		fmt.Fprintf(&report, "| %s | %s | %s | %s | %.2f | %.2f | %s |\n", name, digits(values[0]), digits(values[1]), digits(values[2]),
@@ -96,7 +83,6 @@ func TestBench(t *testing.T) {
 	var times [3][]float64
 	for i := 0; i < starts; i++ {
 		for s, server := range servers {
-			server.stop()
 			times[s] = append(times[s], server.start(t).Seconds()*1000)
 		}
 	}
@@ -149,9 +135,10 @@ type server struct {
 	cmd         *exec.Cmd
 }
 
-// start runs the program on the first processor and returns how long it took to answer /health.
+// start runs the program, anew if it runs, on the first processor and returns how long it took to answer /health.
 func (s *server) start(t *testing.T) time.Duration {
 	t.Helper()
+	s.stop()
 	port := harness.FreePort(t)
 	s.address = net.JoinHostPort("127.0.0.1", port)
 	command := append(pin(0), s.binary)
@@ -209,7 +196,7 @@ func compare(t *testing.T, servers []*server, path string, connections, rounds i
 			which := (i + round) % len(servers)
 			s := servers[which]
 			before := s.cpuTime(t)
-			requests, n, rate := harness.Wrk(t, "http://"+s.address+path, connections, turn, pin(1)...)
+			requests, n, rate := harness.Wrk(t, "http://"+s.address+path, connections, turn, pin(1)...)()
 			allCPU[which] = append(allCPU[which], (s.cpuTime(t)-before)/float64(requests)*1e6)
 			allRates[which] = append(allRates[which], rate)
 			failed[which] += n

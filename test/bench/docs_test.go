@@ -29,19 +29,20 @@ func writeDocs(t *testing.T, folder, report string, series [2][]float64) {
 	if !found || !ended {
 		t.Fatalf("%s lacks the lines %s and %s", path, strings.TrimSpace(beginMark), strings.TrimSpace(endMark))
 	}
-	content := before + beginMark + report + endMark + after
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(folder, "performance.svg"), []byte(chart(series)), 0o644); err != nil {
-		t.Fatal(err)
+	for name, content := range map[string]string{
+		"performance.md":  before + beginMark + report + endMark + after,
+		"performance.svg": chart(series),
+	} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
-// chart draws the requests a second of both servers over the number of connections.
+// chart draws the requests a second of the service and of bare net/http over the number of connections.
 func chart(series [2][]float64) string {
-	const width, height, left, right, top, bottom = 830, 340, 90, 700, 60, 280
-	highest := max(slices.Max(series[0]), slices.Max(series[1]))
+	const left, right, top, bottom = 90, 700, 90, 280
+	highest := slices.Max(append(series[0], series[1]...))
 	step := 10000.0
 	for highest/step > 6 {
 		step *= 2
@@ -51,12 +52,12 @@ func chart(series [2][]float64) string {
 	y := func(rate float64) float64 { return bottom - rate/highest*(bottom-top) }
 
 	var svg strings.Builder
-	fmt.Fprintf(&svg, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="system-ui, sans-serif" font-size="14">
+	svg.WriteString(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 790 340" font-family="system-ui, sans-serif" font-size="14">
 <title>Requests a second over connections</title>
 <style>text{fill:#1f2328}.line{stroke:#d1d9e0}.panel{fill:#ffffff}@media(prefers-color-scheme:dark){text{fill:#e6edf3}.line{stroke:#3d444d}.panel{fill:#0d1117}}</style>
-<rect class="panel" width="%d" height="%d" rx="6"/>
-<text x="%d" y="32" font-size="16" font-weight="600">/health: requests a second over connections</text>
-`, width, height, width, height, left)
+<rect class="panel" width="790" height="340" rx="6"/>
+<text x="90" y="32" font-size="16" font-weight="600">/health: requests a second over connections</text>
+`)
 	for rate := 0.0; rate <= highest; rate += step {
 		fmt.Fprintf(&svg, `<line class="line" x1="%d" x2="%d" y1="%.1f" y2="%.1f"/><text x="%d" y="%.1f" text-anchor="end">%.0f</text>`+"\n",
 			left, right, y(rate), y(rate), left-10, y(rate)+5, rate)
@@ -65,23 +66,13 @@ func chart(series [2][]float64) string {
 		fmt.Fprintf(&svg, `<text x="%.1f" y="%d" text-anchor="middle">%d</text>`+"\n", x(i), bottom+24, level)
 	}
 	fmt.Fprintf(&svg, `<text x="%d" y="%d" text-anchor="middle">connections</text>`+"\n", (left+right)/2, bottom+46)
-	lines := []struct{ name, color string }{{"service", "#1a7f37"}, {"bare net/http", "#8250df"}}
-	labels := [2]float64{y(series[0][len(levels)-1]), y(series[1][len(levels)-1])}
-	if distance := labels[0] - labels[1]; distance > -18 && distance < 18 { // keep the two names apart
-		middle := (labels[0] + labels[1]) / 2
-		labels[0], labels[1] = middle+9, middle-9
-		if distance < 0 {
-			labels[0], labels[1] = labels[1], labels[0]
-		}
-	}
-	for s, line := range lines {
+	for s, line := range []struct{ name, color string }{{"service", "#1a7f37"}, {"bare net/http", "#8250df"}} {
 		var points []string
 		for i, rate := range series[s] {
 			points = append(points, fmt.Sprintf("%.1f,%.1f", x(i), y(rate)))
-			fmt.Fprintf(&svg, `<circle cx="%.1f" cy="%.1f" r="4" fill="%s"/>`+"\n", x(i), y(rate), line.color)
 		}
 		fmt.Fprintf(&svg, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2.5"/>`+"\n", strings.Join(points, " "), line.color)
-		fmt.Fprintf(&svg, `<rect x="%d" y="%.1f" width="10" height="10" fill="%s"/><text x="%d" y="%.1f">%s</text>`+"\n", right+12, labels[s]-5, line.color, right+28, labels[s]+5, line.name)
+		fmt.Fprintf(&svg, `<rect x="%d" y="54" width="10" height="10" fill="%s"/><text x="%d" y="64">%s</text>`+"\n", left+130*s, line.color, left+130*s+18, line.name)
 	}
 	svg.WriteString("</svg>\n")
 	return svg.String()

@@ -7,7 +7,6 @@ import (
 	"os"
 	"regexp"
 	"strconv"
-	"strings"
 	"testing"
 )
 
@@ -34,30 +33,19 @@ func seconds(text, pattern string) int {
 }
 
 func TestTimeToStop(t *testing.T) {
-	for _, test := range []struct {
-		name, file, deadline string
-		old, new             string // the first old in the file becomes new
-		enough               bool
-	}{
-		{name: "Kubernetes", file: "kubernetes.yaml", deadline: grace, enough: true},
-		{name: "liveness probe", file: "kubernetes.yaml", deadline: probe, enough: true},
-		{name: "Compose", file: "compose.yaml", deadline: grace, enough: true},
-
-		{"Kubernetes, short grace", "kubernetes.yaml", grace, "PeriodSeconds: 20", "PeriodSeconds: 18", false},
-		{"Kubernetes, long delay", "kubernetes.yaml", grace, "value: 10s", "value: 12s", false},
-		{"liveness probe, one failure", "kubernetes.yaml", probe, "failureThreshold: 9", "failureThreshold: 1", false},
-		{"Compose, long timeout", "compose.yaml", grace, "SHUTDOWN_TIMEOUT: 8s", "SHUTDOWN_TIMEOUT: 10s", false},
+	for _, test := range []struct{ file, deadline string }{
+		{"kubernetes.yaml", grace},
+		{"kubernetes.yaml", probe},
+		{"compose.yaml", grace},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			data, err := os.ReadFile("../../deploy/" + test.file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			text := strings.Replace(string(data), test.old, test.new, 1)
-			stop, deadline := seconds(text, delay)+seconds(text, timeout), seconds(text, test.deadline)
-			if seconds(text, delay) == 0 || seconds(text, timeout) == 0 || (deadline > stop) != test.enough {
-				t.Errorf("a stop takes up to %d s of %d s allowed; enough: want %t", stop, deadline, test.enough)
-			}
-		})
+		data, err := os.ReadFile("../../deploy/" + test.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(data)
+		stop, deadline := seconds(text, delay)+seconds(text, timeout), seconds(text, test.deadline)
+		if seconds(text, delay) == 0 || seconds(text, timeout) == 0 || deadline <= stop {
+			t.Errorf("%s: a stop takes up to %d s, and %s allows %d s", test.file, stop, test.deadline, deadline)
+		}
 	}
 }

@@ -4,9 +4,7 @@ package flood
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"sort"
 	"strconv"
@@ -42,7 +40,6 @@ func TestHonestClients(t *testing.T) {
 			name, address := start(t, limits...)
 			for program, load := range map[string]func(t testing.TB, url string, clients int) (int, int, float64){"wrk": wrk, "hey": hey} {
 				untilOneSucceeds(t, func() string {
-					waitForPorts(t)
 					requests, failed, rate := load(t, "http://"+address+"/health", test.clients)
 					t.Logf("%s: %d requests, %d failed, %.0f a second", program, requests, failed, rate)
 					if allowed := requests / 10_000; requests == 0 || failed > allowed || test.fit && failed > 0 {
@@ -81,19 +78,14 @@ func TestHonestClients(t *testing.T) {
 func buildFloor(t *testing.T) (arguments []string) {
 	t.Helper()
 	version := strings.Fields(harness.Must(t, "run", "--rm", harness.Image(), "-version"))
-	path := filepath.Join(t.TempDir(), "floor")
-	build := exec.Command("go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-o", path, "./test/floor")
-	build.Dir, build.Env = harness.Root(t), append(os.Environ(), "CGO_ENABLED=0", "GOTOOLCHAIN="+version[len(version)-2])
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build ./test/floor: %v\n%s", err, output)
-	}
+	path := harness.Build(t, "./test/floor", "GOTOOLCHAIN="+version[len(version)-2])
 	health := `HEALTH={"status":"healthy","timestamp":"2026-01-02T03:04:05.678Z","uptime_seconds":12}` + "\n"
 	return []string{"-v", path + ":/floor:ro", "--entrypoint", "/floor", "-e", "GOMAXPROCS=1", "-e", "PORT=5002", "-e", health}
 }
 
 func wrk(t testing.TB, url string, clients int) (requests, failed int, rate float64) {
 	t.Helper()
-	return harness.Wrk(t, url, clients, 2*time.Second)
+	return harness.Wrk(t, url, clients, 2*time.Second)()
 }
 
 // hey is like wrk, by another program. It keeps at most 500 connections and opens the others anew for each

@@ -3,15 +3,17 @@
 package flood
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
 	"devops-info-service/test/harness"
 )
 
-// turns are the attacks of TestSoak. In the others the attackers hold on to their connections.
+// turns are the attacks of TestSoak. In the others than resets, the attackers hold on to their connections.
 var turns = []struct {
 	name    string
 	attack  attack
@@ -24,11 +26,8 @@ var turns = []struct {
 	{"resets", reset, true},
 }
 
-// moreMemory in bytes may be in use at the end, because Go returns it to the kernel late.
-const moreMemory = 4 << 20
-
-// TestSoak serves 100 honest clients and a probe each second in MEMORY and half a processor, for the time
-// SOAK, while 3,000 attackers take turns. With BARE, it shows how bare net/http does.
+// TestSoak serves 100 honest clients and a probe each second in MEMORY and half a processor, while 3,000
+// attackers take turns for the time SOAK. With BARE, it shows how bare net/http does.
 func TestSoak(t *testing.T) {
 	during, err := time.ParseDuration(os.Getenv("SOAK"))
 	if err != nil {
@@ -37,18 +36,8 @@ func TestSoak(t *testing.T) {
 	memory := os.Getenv("MEMORY")
 	limits := []string{"--cpus=0.5", "--memory=" + memory, "--memory-swap=" + memory}
 	t.Run("service", func(t *testing.T) {
-		const oneFailureIn, slowest = 100_000, time.Second
 		name, address := start(t, limits...)
-		got := soak(t, name, address, during)
-		if allowed := got.honest.Requests / oneFailureIn; got.honest.Failed > allowed {
-			t.Errorf("%d of %d requests failed, want at most %d", got.honest.Failed, got.honest.Requests, allowed)
-		}
-		if got.probes.Failed > 0 || got.probes.Slowest > slowest {
-			t.Errorf("the slowest probe took %v and %d failed, want all within %v", got.probes.Slowest, got.probes.Failed, slowest)
-		}
-		if got.end > got.start+moreMemory {
-			t.Errorf("memory was %.1f MiB at the start and is %.1f MiB at the end, want at most %.0f MiB more", mib(got.start), mib(got.end), mib(moreMemory))
-		}
+		soak(t, name, address, during)
 		checkState(t, name)
 	})
 	if os.Getenv("BARE") != "" {
@@ -59,54 +48,105 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// soaked is what soak has seen. Memory is in bytes, with the kernel's for TCP.
-type soaked struct {
-	honest, probes report
-	start, end     int64
-}
-
-// soak attacks the container for that long, or until it ends, and logs what happens.
-func soak(t *testing.T, name, address string, during time.Duration) (got soaked) {
+// soak attacks the container for that long, or until it ends.
+func soak(t *testing.T, name, address string, during time.Duration) {
 	t.Helper()
-	usage := memoryOf(t, name)
-	wait := exec.Command(harness.Engine(), "wait", name)
-	if err := wait.Start(); err != nil {
-		t.Fatal(err)
-	}
+	const (
+		before, after  = 2 * time.Second, 8 * time.Second // without an attack; memory has that long to fall
+		oneFailureIn   = 100_000
+		slowestAllowed = time.Second
+		moreMemory     = 4 << 20 // bytes at the end, because Go returns memory to the kernel late
+	)
+	memory := memoryOf(t, name)
 	ended := make(chan error, 1)
-	go func() { ended <- wait.Wait() }()
-	t.Cleanup(func() { wait.Process.Kill() })
-
-	honest := clients{Address: address, N: 100, Kept: true}.start(t)
-	probes := clients{Address: address, N: 1, Pause: time.Second}.start(t)
+	go func() { ended <- exec.Command(harness.Engine(), "wait", name).Run() }()
+	probes := probe(t, address, time.Second)
 	began := time.Now()
-	time.Sleep(2 * time.Second) // until the honest clients have the memory that they need
-	got.start, _ = usage()
-	peak := watch(usage)
-	stop := time.Now().Add(during)
-	for i := 0; time.Now().Before(stop); i++ {
+	honest := harness.Wrk(t, "http://"+address+"/health", 100, before+during+after)
+	time.Sleep(before) // until the service has the memory that the honest clients need
+	atStart := memory("now")
+	for i := 0; time.Since(began) < before+during; i++ {
 		turn := turns[i%len(turns)]
-		over := time.Now().Add(min(10*time.Second, during/time.Duration(len(turns)), time.Until(stop)))
+		over := time.Now().Add(min(10*time.Second, during/time.Duration(len(turns)), before+during-time.Since(began)))
 		left := flood(address, 3000, over, turn.attack, turn.returns)
 		select {
 		case <-ended:
-			t.Logf("%s: the container has ended after %.0f s; killed for its memory: %s; at most %.1f MiB were used", turn.name,
-				time.Since(began).Seconds(), harness.Must(t, "inspect", "-f", "{{.State.OOMKilled}}", name), mib(peak()))
-			return got
+			t.Logf("%3.0f s: %s; the container has ended; killed for its memory: %s", time.Since(began).Seconds(), turn.name,
+				harness.Must(t, "inspect", "-f", "{{.State.OOMKilled}}", name))
+			return
 		case <-time.After(time.Until(over)):
 		}
 		left()
-		n, _ := usage()
-		t.Logf("%3.0f s: after %s; %.1f MiB", time.Since(began).Seconds(), turn.name, mib(n))
+		t.Logf("%3.0f s: %s; %.1f MiB", time.Since(began).Seconds(), turn.name, mib(memory("now")))
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		if got.end, _ = usage(); got.end <= got.start+moreMemory || time.Now().After(deadline) {
-			break
+	requests, failed, rate := honest()
+	seen, atEnd := probes(), memory("now")
+	t.Logf("%d requests of honest clients, %.0f a second, %d failed", requests, rate, failed)
+	t.Logf("%v, begun at %.0f s", seen, seen.slowestBegan.Sub(began).Seconds())
+	t.Logf("memory, with the kernel's for TCP: %.1f MiB at the start, %.1f MiB at the end, at most %.1f MiB", mib(atStart), mib(atEnd), mib(memory("peak")))
+	if failed > requests/oneFailureIn {
+		t.Errorf("%d of %d requests failed, want at most 1 in %d", failed, requests, oneFailureIn)
+	}
+	if seen.failed != nil || seen.slowest > slowestAllowed {
+		t.Errorf("%v, want each to succeed within %v", seen, slowestAllowed)
+	}
+	if atEnd > atStart+moreMemory {
+		t.Errorf("%.1f MiB more were used at the end than at the start, want at most %d MiB", mib(atEnd-atStart), moreMemory>>20)
+	}
+}
+
+// probes are health checks, as engines make them.
+type probes struct {
+	n, repeated  int
+	slowest      time.Duration
+	slowestBegan time.Time
+	failed       error // for ten seconds
+}
+
+func (p probes) String() string {
+	return fmt.Sprintf("%d probes, the slowest took %.2f s, %d tries were repeated, failed: %v", p.n, p.slowest.Seconds(), p.repeated, p.failed)
+}
+
+// probe runs the service's -healthcheck with that pause between two, until the returned function is called. Each is a
+// process of its own, which shares no processor time with the attackers'. A try that fails is repeated, as every
+// health checker does, while the clock goes on, for ten seconds.
+func probe(t *testing.T, address string, pause time.Duration) (stop func() probes) {
+	t.Helper()
+	binary := harness.Binary(t)
+	host, port, _ := strings.Cut(address, ":")
+	var seen probes
+	stopping, stopped := make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for seen.failed == nil {
+			began := time.Now()
+			for {
+				check := exec.Command(binary, "-healthcheck")
+				check.Env = []string{"HOST=" + host, "PORT=" + port}
+				output, err := check.CombinedOutput()
+				if err == nil {
+					break
+				}
+				if time.Since(began) > 10*time.Second {
+					seen.failed = fmt.Errorf("%w: %s", err, output)
+					break
+				}
+				seen.repeated++
+			}
+			seen.n++
+			if took := time.Since(began); took > seen.slowest {
+				seen.slowest, seen.slowestBegan = took, began
+			}
+			select {
+			case <-stopping:
+				return
+			case <-time.After(pause):
+			}
 		}
+	}()
+	return func() probes {
+		close(stopping)
+		<-stopped
+		return seen
 	}
-	got.honest, got.probes = honest(), probes()
-	t.Logf("honest clients, %.0f requests a second: %v", float64(got.honest.Requests)/time.Since(began).Seconds(), got.honest)
-	t.Logf("probes: %v, begun at %.0f s", got.probes, got.probes.SlowestBegan.Sub(began).Seconds())
-	t.Logf("memory: %.1f MiB at the start, at most %.1f MiB, %.1f MiB at the end", mib(got.start), mib(peak()), mib(got.end))
-	return got
 }

@@ -2,7 +2,6 @@ package harness
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -30,29 +29,18 @@ func Image() string {
 	return "devops-go-multi"
 }
 
-// Docker runs a command of the engine and returns its output, both streams, and exit code.
-func Docker(t testing.TB, args ...string) (output string, code int) {
+// Must runs a command of the engine, which has to succeed, and returns its output, both streams.
+func Must(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, Engine(), args...)
 	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=1", "BUILDAH_FORMAT=docker")
-	text, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Fatalf("no container engine: %v", err)
+	output, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", Engine(), strings.Join(args, " "), err, output)
 	}
-	return strings.TrimSpace(string(text)), cmd.ProcessState.ExitCode()
-}
-
-// Must is Docker where the command has to succeed.
-func Must(t testing.TB, args ...string) string {
-	t.Helper()
-	output, code := Docker(t, args...)
-	if code != 0 {
-		t.Fatalf("%s %s: exit %d\n%s", Engine(), strings.Join(args, " "), code, output)
-	}
-	return output
+	return strings.TrimSpace(string(output))
 }
 
 var names atomic.Int64

@@ -72,17 +72,14 @@ func Get(t testing.TB, address, path string) (response *http.Response, body stri
 // Info is what tests from outside read of the response to GET /.
 type Info struct {
 	System struct {
-		PlatformVersion string   `json:"platform_version"`
-		CPULimit        *float64 `json:"cpu_limit"`
-		MemoryLimit     *int64   `json:"memory_limit_bytes"`
+		PlatformVersion string `json:"platform_version"`
 	} `json:"system"`
 	Runtime struct {
 		CurrentTime string `json:"current_time"`
 		Timezone    string `json:"timezone"`
 	} `json:"runtime"`
 	Request struct {
-		ClientIP  string `json:"client_ip"`
-		UserAgent string `json:"user_agent"`
+		ClientIP string `json:"client_ip"`
 	} `json:"request"`
 }
 

@@ -13,16 +13,14 @@ import (
 	"time"
 )
 
-// built is the service's binary, built at most once for each test binary, in the folder of Main.
+// built is the service's binary, built at most once for each test binary.
 var built struct {
-	once sync.Once
+	sync.Once
 	path string
-	err  error
 }
 
-// Binary returns the path of the service's binary: the one that SERVICE names, or else one that is
-// built with the same flags as in the image, and with the race detector if the test has it. The test is
-// skipped if there is neither, as under Wine, where no go command runs.
+// Binary returns the path of the service's binary: the one that SERVICE names, or else the one that Build builds.
+// The test is skipped if there is neither, as under Wine, where no go command runs.
 func Binary(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("SERVICE"); path != "" {
@@ -31,24 +29,28 @@ func Binary(t testing.TB) string {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skipf("there is no go command to build the service with, and SERVICE does not name it: %v", err)
 	}
-	root := Root(t)
-	built.once.Do(func() {
-		built.path = filepath.Join(os.TempDir(), "devops-info-service.exe") // Windows runs no other names
-		args, cgo := []string{"build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-o", built.path}, "0"
-		if RaceEnabled() {
-			args, cgo = append(args, "-race"), "1"
-		}
-		build := exec.Command("go", append(args, ".")...)
-		build.Dir = root
-		build.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
-		if output, err := build.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("go build: %w\n%s", err, output)
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
+	built.Do(func() { built.path = Build(t, ".") })
+	if built.path == "" {
+		t.Fatal("the service could not be built")
 	}
 	return built.path
+}
+
+// Build builds a program of this module with the same flags as in the image, and with the race detector if the
+// test has it, and returns its path. The variables are added to the environment.
+func Build(t testing.TB, folder string, variables ...string) (path string) {
+	t.Helper()
+	path = filepath.Join(os.TempDir(), filepath.Base(folder)+"-"+Unique()+".exe") // Windows runs no other names
+	args, cgo := []string{"build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-ldflags=-s -w", "-o", path}, "0"
+	if RaceEnabled() {
+		args, cgo = append(args, "-race"), "1"
+	}
+	build := exec.Command("go", append(args, folder)...)
+	build.Dir, build.Env = Root(t), append(append(os.Environ(), "CGO_ENABLED="+cgo), variables...)
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build %s: %v\n%s", folder, err, output)
+	}
+	return path
 }
 
 // Process is the service as a process of its own, with its output.

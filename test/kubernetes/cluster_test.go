@@ -82,11 +82,13 @@ func startCluster(t *testing.T) kubectl {
 		}
 		return string(output), err
 	}
-	harness.WaitUpTo(t, startTimeout, "the API server to be ready", func() bool {
+	for deadline := time.Now().Add(startTimeout); !ready; time.Sleep(100 * time.Millisecond) {
 		_, err := run("", "get", "--raw=/readyz")
 		ready = err == nil
-		return ready
-	})
+		if !ready && time.Now().After(deadline) {
+			t.Fatalf("the API server is not ready after %v: %v", startTimeout, err)
+		}
+	}
 	return run
 }
 
@@ -98,7 +100,7 @@ func startProcess(t *testing.T, ctx context.Context, log *os.File, program strin
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	harness.AtEnd(t, func() {
 		cmd.Process.Kill() // no data has to outlive the test
 		cmd.Wait()
 	})

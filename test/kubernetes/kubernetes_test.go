@@ -12,7 +12,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"devops-info-service/test/harness"
 )
+
+func TestMain(m *testing.M) { harness.Main(m) }
 
 const manifest = "../../deploy/kubernetes.yaml"
 

