@@ -77,8 +77,8 @@ bench: build ## the service against a plain handler and bare net/http, under a c
 	$(bench)
 
 .PHONY: bench-docs
-bench-docs: build ## the same, and the figures and the chart in docs/ from that one run
-	$(bench) -docs '$(CURDIR)/docs'
+bench-docs: build ## the same, and the figures in docs/performance.md from that run
+	$(bench) -docs '$(CURDIR)/docs/performance.md'
 
 .PHONY: build-multi
 build-multi: need-docker ## the multi-stage image

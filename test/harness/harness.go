@@ -102,16 +102,14 @@ func RaceEnabled() bool {
 // Root is the top folder of the module. Tests run in the folder of their package.
 func Root(t testing.TB) string {
 	t.Helper()
-	folder, err := os.Getwd()
-	for ; err == nil; folder = filepath.Dir(folder) {
+	folder, _ := os.Getwd()
+	for folder != filepath.Dir(folder) {
 		if _, err := os.Stat(filepath.Join(folder, "go.mod")); err == nil {
 			return folder
 		}
-		if folder == filepath.Dir(folder) {
-			err = os.ErrNotExist
-		}
+		folder = filepath.Dir(folder)
 	}
-	t.Fatalf("no go.mod above this folder: %v", err)
+	t.Fatal("there is no go.mod above this folder")
 	return ""
 }
 

@@ -121,27 +121,3 @@ func TestDraining(t *testing.T) {
 		t.Errorf("health checks while draining are logged as errors: %v", errors)
 	}
 }
-
-// SHUTDOWN_TIMEOUT=0s makes the exit code tell what the stop would have waited for.
-func TestStopNeedsNoTime(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct{ sent, method string }{
-		"idle":           {harness.SmallRequest, "GET"},
-		"a stray byte":   {harness.SmallRequest + "\r\n", "GET"},
-		"an unread body": {"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n", "POST"},
-	} {
-		test := test
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			// The delay is for the service to note that it has sent its response.
-			p, address := harness.Launch(t, "SHUTDOWN_DELAY=300ms", "SHUTDOWN_TIMEOUT=0s")
-			conn := harness.Dial(t, address)
-			harness.Write(t, conn, test.sent)
-			harness.Receive(t, bufio.NewReader(conn), test.method)
-			p.Signal(t, syscall.SIGTERM)
-			if code := p.Wait(t); code != 0 {
-				t.Errorf("got exit code %d, want 0; log:\n%s", code, p.Stdout)
-			}
-		})
-	}
-}
