@@ -69,7 +69,7 @@ func TestBench(t *testing.T) {
 		size[i] = float64(info.Size()) / 1e6
 	}
 	for _, path := range []string{"/health", "/"} {
-		say("%s: %d turns of %v for each of three servers, which is %v", path, rounds, turn, 3*rounds*turn)
+		fmt.Printf("bench: %s: %d turns of %v for each of three servers, which is %v\n", path, rounds, turn, 3*rounds*turn)
 		rates, cpu := compare(t, servers, path)
 		goals := "≥ plain: " + verdict(rates[0]/rates[1], 1)
 		if path == "/health" {
@@ -78,7 +78,7 @@ func TestBench(t *testing.T) {
 		row("`"+path+"`, requests a second", rates, goals)
 		row("`"+path+"`, processor time a request, µs", cpu, "")
 	}
-	say("%d starts of each", starts)
+	fmt.Printf("bench: %d starts of each\n", starts)
 	var times [3][]float64
 	for i := 0; i < starts; i++ {
 		for s, server := range servers {
@@ -109,9 +109,6 @@ func TestBench(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-
-// say prints what the next minute is for.
-func say(format string, arguments ...any) { fmt.Printf("bench: "+format+"\n", arguments...) }
 
 // verdict compares two numbers of which the first should be as large as the second, in hundredths.
 func verdict(large, small float64) string {
@@ -150,7 +147,7 @@ func (s *server) start(t *testing.T) time.Duration {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for !answers(s.address) {
+	for !harness.Healthy(s.address) {
 		if time.Since(began) > 10*time.Second {
 			t.Fatalf("%s does not answer", s.binary)
 		}
@@ -164,19 +161,6 @@ func (s *server) stop() {
 		s.cmd.Process.Kill()
 		s.cmd.Wait()
 	}
-}
-
-func answers(address string) bool {
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(time.Second))
-	fmt.Fprint(conn, "GET /health HTTP/1.0\r\n\r\n")
-	status := make([]byte, len("HTTP/1.0 200"))
-	conn.Read(status)
-	return string(status) == "HTTP/1.0 200"
 }
 
 // pin is the begin of a command that runs on one processor, where the machine has several, so that the client

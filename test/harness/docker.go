@@ -14,19 +14,16 @@ import (
 )
 
 // Engine is the container engine's command: what DOCKER names, or docker.
-func Engine() string {
-	if name := os.Getenv("DOCKER"); name != "" {
-		return name
-	}
-	return "docker"
-}
+func Engine() string { return setting("DOCKER", "docker") }
 
 // Image is the image under test: what IMAGE names, or the one that make build-multi builds.
-func Image() string {
-	if name := os.Getenv("IMAGE"); name != "" {
-		return name
+func Image() string { return setting("IMAGE", "devops-go-multi") }
+
+func setting(variable, otherwise string) string {
+	if value := os.Getenv(variable); value != "" {
+		return value
 	}
-	return "devops-go-multi"
+	return otherwise
 }
 
 // Must runs a command of the engine, which has to succeed, and returns its output, both streams.
@@ -34,9 +31,7 @@ func Must(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, Engine(), args...)
-	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=1", "BUILDAH_FORMAT=docker")
-	output, err := cmd.CombinedOutput()
+	output, err := exec.CommandContext(ctx, Engine(), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", Engine(), strings.Join(args, " "), err, output)
 	}
@@ -73,15 +68,18 @@ func Published(t testing.TB, image string, arguments ...string) (name, address s
 // WaitForHealth waits until /health answers 200 at address.
 func WaitForHealth(t testing.TB, address string) {
 	t.Helper()
-	WaitFor(t, "200 from /health at "+address, func() bool {
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			return false
-		}
-		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(time.Second))
-		io.WriteString(conn, "GET /health HTTP/1.0\r\n\r\n")
-		response, _ := io.ReadAll(conn)
-		return strings.HasPrefix(string(response), "HTTP/1.0 200 ")
-	})
+	WaitFor(t, "200 from /health at "+address, func() bool { return Healthy(address) })
+}
+
+// Healthy reports whether /health answers 200 at address within a second.
+func Healthy(address string) bool {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	io.WriteString(conn, "GET /health HTTP/1.0\r\n\r\n")
+	response, _ := io.ReadAll(conn)
+	return strings.HasPrefix(string(response), "HTTP/1.0 200 ")
 }

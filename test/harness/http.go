@@ -2,7 +2,6 @@ package harness
 
 import (
 	"bufio"
-	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -67,31 +66,6 @@ func Request(t testing.TB, address, method, target, headers string) (response *h
 func Get(t testing.TB, address, path string) (response *http.Response, body string) {
 	t.Helper()
 	return Request(t, address, http.MethodGet, path, "")
-}
-
-// Info is what tests from outside read of the response to GET /.
-type Info struct {
-	System struct {
-		PlatformVersion string `json:"platform_version"`
-	} `json:"system"`
-	Runtime struct {
-		CurrentTime string `json:"current_time"`
-		Timezone    string `json:"timezone"`
-	} `json:"runtime"`
-	Request struct {
-		ClientIP string `json:"client_ip"`
-	} `json:"request"`
-}
-
-// GetInfo requests / and decodes the response.
-func GetInfo(t testing.TB, address string) Info {
-	t.Helper()
-	var info Info
-	_, body := Get(t, address, "/")
-	if err := json.Unmarshal([]byte(body), &info); err != nil {
-		t.Fatalf("%v in %q", err, body)
-	}
-	return info
 }
 
 // Refused reports whether nobody listens at address.

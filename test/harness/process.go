@@ -6,8 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -122,16 +122,10 @@ func (p *Process) Signal(t testing.TB, sig os.Signal) {
 func Memory(t testing.TB, pid int, field string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
+	match := regexp.MustCompile(field + `:\s+(\d+) kB`).FindSubmatch(status)
+	if match == nil {
+		t.Fatalf("process %d has no %s: %v", pid, field, err)
 	}
-	_, after, found := strings.Cut(string(status), field+":")
-	if !found {
-		t.Fatalf("process %d has no %s", pid, field)
-	}
-	kb, err := strconv.Atoi(strings.Fields(after)[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	kb, _ := strconv.Atoi(string(match[1]))
 	return kb * 1024
 }

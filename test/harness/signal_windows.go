@@ -35,19 +35,12 @@ func sendCtrlC() {
 		return
 	}
 	kernel := syscall.NewLazyDLL("kernel32.dll")
-	for _, step := range []struct {
-		function  string
-		arguments []uintptr
-	}{
-		{"FreeConsole", nil}, // a process has one console at most
-		{"AttachConsole", []uintptr{uintptr(pid)}},
-		{"SetConsoleCtrlHandler", []uintptr{0, 1}}, // ignore Ctrl-C in this process
-		{"GenerateConsoleCtrlEvent", []uintptr{syscall.CTRL_C_EVENT, 0}},
-	} {
-		if done, _, err := kernel.NewProc(step.function).Call(step.arguments...); done == 0 && step.function != "FreeConsole" {
-			fmt.Printf("%s: %v", step.function, err)
-			os.Exit(1)
-		}
+	kernel.NewProc("FreeConsole").Call() // a process has one console at most
+	kernel.NewProc("AttachConsole").Call(uintptr(pid))
+	kernel.NewProc("SetConsoleCtrlHandler").Call(0, 1) // ignore Ctrl-C in this process
+	if sent, _, err := kernel.NewProc("GenerateConsoleCtrlEvent").Call(syscall.CTRL_C_EVENT, 0); sent == 0 {
+		fmt.Print(err)
+		os.Exit(1)
 	}
 	os.Exit(0)
 }

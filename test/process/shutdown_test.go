@@ -27,54 +27,46 @@ func sendHalf(t *testing.T, address string) (conn net.Conn, reader *bufio.Reader
 func TestSignalLetsRequestsInFlightFinish(t *testing.T) {
 	t.Parallel()
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
-		signal := signal
-		t.Run(signal.String(), func(t *testing.T) {
-			t.Parallel()
-			p, address := harness.Launch(t)
-			conn, reader := sendHalf(t, address)
-			p.Signal(t, signal)
-			harness.WaitFor(t, "the listener to close", func() bool { return harness.Refused(address) })
-			harness.Write(t, conn, harness.RestOfRequest)
-			response, _ := harness.Receive(t, reader, "GET")
-			if response.StatusCode != 200 || !response.Close {
-				t.Errorf("got %d, close %v, want 200 and Connection: close", response.StatusCode, response.Close)
+		p, address := harness.Launch(t)
+		conn, reader := sendHalf(t, address)
+		p.Signal(t, signal)
+		harness.WaitFor(t, "the listener to close", func() bool { return harness.Refused(address) })
+		harness.Write(t, conn, harness.RestOfRequest)
+		response, _ := harness.Receive(t, reader, "GET")
+		if response.StatusCode != 200 || !response.Close {
+			t.Errorf("%v: got %d, close %v, want 200 and Connection: close", signal, response.StatusCode, response.Close)
+		}
+		if code := p.Wait(t); code != 0 {
+			t.Errorf("%v: got exit code %d, want 0; log:\n%s%s", signal, code, p.Stdout, p.Stderr)
+		}
+		for _, step := range []string{"draining", "stopping", "stopped"} {
+			if n := len(harness.LogLines(p.Stdout.String(), step)); n != 1 {
+				t.Errorf("%v: got %d log lines %q, want 1", signal, n, step)
 			}
-			if code := p.Wait(t); code != 0 {
-				t.Errorf("got exit code %d, want 0; log:\n%s%s", code, p.Stdout, p.Stderr)
-			}
-			for _, step := range []string{"draining", "stopping", "stopped"} {
-				if n := len(harness.LogLines(p.Stdout.String(), step)); n != 1 {
-					t.Errorf("got %d log lines %q, want 1", n, step)
-				}
-			}
-		})
+		}
 	}
 }
 
 func TestRequestsAreCut(t *testing.T) {
 	t.Parallel()
 	for reason, timeout := range map[string]string{"the timeout": "200ms", "a second signal: interrupt": "1h"} {
-		reason, timeout := reason, timeout
-		t.Run(reason, func(t *testing.T) {
-			t.Parallel()
-			p, address := harness.Launch(t, "SHUTDOWN_TIMEOUT="+timeout)
-			_, reader := sendHalf(t, address)
-			p.Signal(t, syscall.SIGTERM)
-			if timeout == "1h" {
-				harness.WaitForLog(t, p.Stdout, "stopping", 1)
-				p.Signal(t, os.Interrupt)
-			}
-			if code := p.Wait(t); code != 1 {
-				t.Errorf("got exit code %d, want 1", code)
-			}
-			if _, err := reader.ReadByte(); err == nil {
-				t.Error("half a request was answered")
-			}
-			line := harness.WaitForLog(t, p.Stdout, "stopped, with requests cut", 1)[0]
-			if line["level"] != "ERROR" || line["requests_cut"] != 1.0 || line["reason"] != reason {
-				t.Errorf("logged %v", line)
-			}
-		})
+		p, address := harness.Launch(t, "SHUTDOWN_TIMEOUT="+timeout)
+		_, reader := sendHalf(t, address)
+		p.Signal(t, syscall.SIGTERM)
+		if timeout == "1h" {
+			harness.WaitForLog(t, p.Stdout, "stopping", 1)
+			p.Signal(t, os.Interrupt)
+		}
+		if code := p.Wait(t); code != 1 {
+			t.Errorf("%s: got exit code %d, want 1", reason, code)
+		}
+		if _, err := reader.ReadByte(); err == nil {
+			t.Errorf("%s: half a request was answered", reason)
+		}
+		line := harness.WaitForLog(t, p.Stdout, "stopped, with requests cut", 1)[0]
+		if line["level"] != "ERROR" || line["requests_cut"] != 1.0 || line["reason"] != reason {
+			t.Errorf("%s: logged %v", reason, line)
+		}
 	}
 }
 
