@@ -56,7 +56,7 @@ test: ## the tests; needs only Go
 	CGO_ENABLED=0 $(GO) test -parallel 16 ./...
 
 .PHONY: test-flood
-test-flood: build-multi ## floods of bad clients, and more good ones than fit; needs Docker, root, wrk and hey
+test-flood: need-root need-wrk need-hey build-multi ## floods of bad clients, and more good ones than fit; 5 minutes; needs Docker, root, wrk and hey
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags flood -skip '^TestSoak$$' -count=1 -timeout 30m -v ./test/flood
 
 SOAK   ?= 6m
@@ -65,7 +65,7 @@ MEMORY ?= 64m
 BARE   ?=
 
 .PHONY: soak
-soak: build-multi ## honest clients while bad ones take turns, for SOAK (6m) in MEMORY (64m); BARE=yes: bare net/http too
+soak: need-root need-wrk build-multi ## honest clients while bad ones take turns, for SOAK=6m in MEMORY=64m; BARE=yes: bare net/http too; needs Docker, root and wrk
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) SOAK=$(SOAK) MEMORY=$(MEMORY) BARE=$(BARE) \
 		$(GO) test -tags flood -run '^TestSoak$$' -count=1 -timeout 0 -v ./test/flood
 
@@ -73,11 +73,11 @@ bench = $(GO) test -run '^$$' -bench . -benchmem . && \
 	SERVICE='$(CURDIR)/bin/devops-info-service' $(GO) test -tags bench -run '^TestBench$$' -count=1 -timeout 30m -v ./test/bench
 
 .PHONY: bench
-bench: build ## the service against a plain handler and bare net/http, under a client that saturates them; needs wrk
+bench: need-wrk build ## the service against a plain handler and bare net/http, under load; 2 minutes; needs Go and wrk
 	$(bench)
 
 .PHONY: bench-docs
-bench-docs: build ## the same, and the figures in docs/performance.md from that run
+bench-docs: need-wrk build ## the same, and the figures in docs/performance.md from that run
 	$(bench) -docs '$(CURDIR)/docs/performance.md'
 
 .PHONY: build-multi
@@ -100,16 +100,15 @@ run-multi: build-multi ## the multi-stage image in the foreground, on PORT; remo
 	$(DOCKER) logs $$id && exec $(DOCKER) attach $$id
 
 .PHONY: test-image
-test-image: build-multi ## tests of the multi-stage image; needs Docker
+test-image: build-multi ## tests of the multi-stage image; half a minute; needs Docker
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestImage' -count=1 -timeout 30m -v ./test/image
 
 .PHONY: test-rollout
-test-rollout: build-multi ## a rolling restart under load; needs Docker and HAProxy
+test-rollout: need-haproxy build-multi ## a rolling restart under load; half a minute; needs Docker and HAProxy
 	CGO_ENABLED=0 DOCKER=$(DOCKER) IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO) test -tags image -run '^TestRollout' -count=1 -v ./test/image
 
 .PHONY: test-kubernetes
-test-kubernetes: ## deploy/ in a real Kubernetes API server, built from source; needs etcd-server
-	@command -v etcd >/dev/null || { echo 'etcd is needed: apt-get install -y --no-install-recommends etcd-server' >&2; exit 1; }
+test-kubernetes: need-etcd ## deploy/ in a real Kubernetes API server; 10 s, but minutes the first time; needs etcd
 	@test -x bin/kubernetes/kube-apiserver || echo 'The first run downloads and builds kube-apiserver and kubectl, which takes minutes.'
 	$(GO) build -C test/kubernetes/apiserver -trimpath -ldflags='-s -w' -o ../../../bin/kubernetes/ tool
 	CGO_ENABLED=0 KUBERNETES='$(CURDIR)/bin/kubernetes' $(GO) test -tags kubernetes -count=1 -v ./test/kubernetes
