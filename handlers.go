@@ -24,11 +24,11 @@ const (
 	serviceDescription = "DevOps course info service"
 	serviceFramework   = "Go net/http"
 
-	// maxEchoed bounds, in bytes, each part of a request that a response repeats, because the service
-	// must keep what the kernel's buffer does not take until the client reads.
+	// maxEchoed bounds, in bytes of the request, each part of it that a response repeats, because the response
+	// stays in memory until the client reads it.
 	maxEchoed = 4 << 10
 
-	// maxLogged bounds, in bytes, each part of a request that a log line repeats.
+	// maxLogged is the same for log lines.
 	maxLogged = 1 << 10
 
 	timeLayout = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
@@ -88,7 +88,7 @@ type healthResponse struct {
 	UptimeSeconds int64  `json:"uptime_seconds"`
 }
 
-// errorResponse answers every request that fails.
+// errorResponse answers every request that fails, unless net/http or internal/server refuses it.
 type errorResponse struct {
 	Error   string `json:"error"` // the status, in words
 	Message string `json:"message"`
@@ -140,7 +140,7 @@ func (s *service) info(r *http.Request, now time.Time) (int, any) {
 		Runtime: runtimeInfo{int64(uptime / time.Second), formatUptime(uptime), local.Format(timeLayout), timezone},
 		Request: requestInfo{
 			ClientIP:  clientIP(r),
-			UserAgent: repeat(r.UserAgent(), maxEchoed),
+			UserAgent: excerpt(r.UserAgent(), maxEchoed),
 			Method:    http.MethodGet, // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
 			Path:      r.URL.Path,
 		},
@@ -150,11 +150,11 @@ func (s *service) info(r *http.Request, now time.Time) (int, any) {
 
 // health answers GET /health: 200 until the service is told to stop, and 503 from then on.
 func (s *service) health(_ *http.Request, now time.Time) (int, any) {
-	code, status := http.StatusOK, "healthy"
+	status, word := http.StatusOK, "healthy"
 	if s.draining.Load() {
-		code, status = http.StatusServiceUnavailable, "draining"
+		status, word = http.StatusServiceUnavailable, "draining"
 	}
-	return code, healthResponse{status, now.UTC().Format(timeLayout), int64(now.Sub(s.start) / time.Second)}
+	return status, healthResponse{word, now.UTC().Format(timeLayout), int64(now.Sub(s.start) / time.Second)}
 }
 
 // startDraining makes health checks fail.
@@ -176,7 +176,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header.Set("Allow", "GET, HEAD")
 	}
 	w.WriteHeader(status)
-	written, _ := w.Write(body) // fails only if the client has disconnected
+	written, _ := w.Write(body) // into net/http's buffer; it fails if the client has disconnected
 	if r.Method == http.MethodHead {
 		written = 0 // net/http has counted the body but not sent it
 	}
@@ -187,8 +187,8 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *service) respond(r *http.Request, now time.Time) (status int, body []byte) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.log.Error("panic", "error", fmt.Sprint(v), "method", repeat(r.Method, maxLogged),
-				"path", repeat(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
+			s.log.Error("panic", "error", fmt.Sprint(v), "method", excerpt(r.Method, maxLogged),
+				"path", excerpt(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
 			status = http.StatusInternalServerError
 			body = encode(newError(r, status, "The service failed to answer; its log says why."))
 		}
@@ -202,7 +202,7 @@ func (s *service) respond(r *http.Request, now time.Time) (status int, body []by
 		response = newError(r, status, "No such path; GET / lists the endpoints.")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		status = http.StatusMethodNotAllowed
-		response = newError(r, status, repeat(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
+		response = newError(r, status, excerpt(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
 	default:
 		status, response = h(r, now)
 	}
@@ -210,7 +210,7 @@ func (s *service) respond(r *http.Request, now time.Time) (status int, body []by
 }
 
 func newError(r *http.Request, status int, message string) errorResponse {
-	return errorResponse{http.StatusText(status), message, repeat(r.URL.Path, maxEchoed)}
+	return errorResponse{http.StatusText(status), message, excerpt(r.URL.Path, maxEchoed)}
 }
 
 // encode returns v as one line of JSON. It panics if it cannot, because only a programming error causes that.
@@ -237,13 +237,13 @@ func (s *service) logRequest(r *http.Request, status, bytes int, received time.T
 		return // before the attributes are made
 	}
 	s.log.LogAttrs(r.Context(), level, "request",
-		slog.String("method", repeat(r.Method, maxLogged)),
-		slog.String("path", repeat(r.URL.Path, maxLogged)),
+		slog.String("method", excerpt(r.Method, maxLogged)),
+		slog.String("path", excerpt(r.URL.Path, maxLogged)),
 		slog.Int("status", status),
 		slog.Int("bytes", bytes), // of the body
 		slog.Float64("duration_ms", float64(s.now().Sub(received).Microseconds())/1000),
 		slog.String("client_ip", clientIP(r)),
-		slog.String("user_agent", repeat(r.UserAgent(), maxLogged)),
+		slog.String("user_agent", excerpt(r.UserAgent(), maxLogged)),
 	)
 }
 
@@ -270,9 +270,9 @@ func clientIP(r *http.Request) string {
 	return client.Addr().Unmap().WithZone("").String()
 }
 
-// repeat returns the first limit bytes of a part of a request, as valid UTF-8. Each run of other bytes becomes
+// excerpt returns the first limit bytes of a part of a request, as valid UTF-8. Each run of other bytes becomes
 // one U+FFFD.
-func repeat(s string, limit int) string {
+func excerpt(s string, limit int) string {
 	return strings.ToValidUTF8(s[:min(len(s), limit)], "\ufffd")
 }
 

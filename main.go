@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -37,7 +36,7 @@ var (
 // Exit codes.
 const (
 	exitOK      = 0
-	exitFailure = 1 // could not listen, requests were cut, or not healthy
+	exitFailure = 1 // could not listen or go on serving, requests were cut, or not healthy
 	exitUsage   = 2 // a bad flag, argument or environment value
 )
 
@@ -123,7 +122,7 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 	limits.TuneRuntime(cfg.GOMAXPROCSSet, cfg.GOMEMLIMITSet)
 	maxConnections := server.MaxConnections(limits.Memory, limits.Files)
 
-	tcp, err := net.Listen(cfg.Network(), cfg.Address())
+	listener, err := server.Listen(cfg.Network(), cfg.Address())
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v\n", serviceName, cfg.Host, cfg.Port, err)
 		return exitFailure
@@ -131,13 +130,18 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
-	log := newLog(cfg, output)
+	setZone(cfg.Location)
+	level := slog.LevelInfo
+	if cfg.Debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}))
 
 	svc := newService(log, version, time.Now, cfg.Location, newSystemInfo(root, limits))
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 
-	log.Info("listening", "address", tcp.Addr().String(), "version", version, "revision", revision,
+	log.Info("listening", "address", listener.Addr().String(), "version", version, "revision", revision,
 		"gomaxprocs", runtime.GOMAXPROCS(0), "max_connections", maxConnections)
 	err = server.Server{
 		Handler:         svc,
@@ -146,28 +150,23 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 		StartDraining:   svc.startDraining,
 		ShutdownDelay:   cfg.ShutdownDelay,
 		ShutdownTimeout: cfg.ShutdownTimeout,
-	}.Run(ctx, tcp.(*net.TCPListener), signals)
+	}.Run(ctx, listener, signals)
 	if err != nil {
 		return exitFailure // the log says why
 	}
 	return exitOK
 }
 
-// newLog returns a log in JSON, with times in the zone of cfg.
-func newLog(cfg config.Config, output io.Writer) *slog.Logger {
-	if cfg.Location == time.Local {
+// setZone makes location the zone of the log's times, which package time takes from time.Local.
+func setZone(location *time.Location) {
+	if location == time.Local {
 		// Go reads TZ when time.Local is first used. It takes an empty TZ for UTC, and here that means the
 		// system's zone.
 		os.Unsetenv("TZ")
-	} else {
-		zone := *cfg.Location // a copy, because time.Local itself stands for the system's zone
-		time.Local = &zone    // because Go does not read TZ on Windows
+		return
 	}
-	level := slog.LevelInfo
-	if cfg.Debug {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}))
+	zone := *location  // a copy, because location == time.Local stands for the system's zone
+	time.Local = &zone // because Go does not read TZ on Windows
 }
 
 // versionLine is what -version prints.

@@ -4,13 +4,14 @@ package logbuffer
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"sync"
 	"time"
 )
 
-// size bounds, in bytes, the lines that wait to be written. Those being written can be as many again.
+// size bounds, in bytes, the lines that wait to be written. As many again may be being written.
 const size = 256 << 10
 
 // Writer takes lines at once and writes them in the background, many at a time. Lines that do not fit are
@@ -22,7 +23,7 @@ type Writer struct {
 	mu      sync.Mutex
 	changed *sync.Cond // lines or closed has changed
 	lines   []byte     // waiting to be written
-	dropped int        // lines since the last write
+	dropped int        // lines, since those that wait were last taken
 	closed  bool
 }
 
@@ -61,9 +62,9 @@ func (w *Writer) Close(atMost time.Duration) {
 
 func (w *Writer) run() {
 	defer close(w.done)
-	log := slog.New(slog.NewJSONHandler(w.out, nil))
+	log := slog.NewJSONHandler(w.out, nil)
 	var writing []byte
-	lost := 0 // lines that are not in the log, and that it does not mention yet
+	lost := 0 // lines that the log lacks and does not mention yet
 	for {
 		w.mu.Lock()
 		for len(w.lines) == 0 && !w.closed {
@@ -81,8 +82,11 @@ func (w *Writer) run() {
 		n, err := w.out.Write(writing)
 		lost += bytes.Count(writing[n:], []byte{'\n'})
 		if err == nil && lost > 0 {
-			log.Warn("log lines were dropped, because nobody read the log", "lines", lost)
-			lost = 0
+			warning := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped, because nobody read the log", 0)
+			warning.AddAttrs(slog.Int("lines", lost))
+			if log.Handle(context.Background(), warning) == nil {
+				lost = 0
+			}
 		}
 	}
 }

@@ -7,36 +7,43 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 )
 
-// When net/http closes a connection, the client has time to read the response. A reset, which is what
-// closing with unread data is, could destroy it.
+// When net/http closes a connection, the client has time to read the response. Closing with unread data sends a
+// reset, which could destroy it.
 const (
-	lingerTime        = 10 * time.Second // for the client to close its end; it is long for clients that read slowly
-	stopLingerTime    = time.Second      // the same, when the server stops
-	lingerBytes       = 256 << 10        // what the client may still send; net/http reads as much of a body
-	lingerBytesNeeded = 32 << 10         // the same, while a new connection waits for a slot
+	lingerTime          = 10 * time.Second // for the client to close its end; it is long for clients that read slowly
+	stopLingerTime      = time.Second      // of that, how much a stop waits for
+	lingerBytes         = 256 << 10        // what the client may still send; net/http reads as much of a body
+	lingerBytesWhenFull = 32 << 10         // the same, while a new connection waits for a slot
 )
 
-// phase is what a connection waits for. In header, working and sending, a request is in flight.
+// phase is what a connection waits for.
+//
+//	phase     waits for                                    in flight   may be evicted
+//	accepted  net/http, which has not begun to read        yes         no
+//	idle      the client, to send a request                no          yes
+//	header    the client, to send the rest of a header     yes         yes
+//	working   the handler                                  yes         no
+//	sending   the client, to read, if the kernel is full   yes         yes
+//	closed    the client, to close its end                 no          yes
 type phase int32
 
 const (
-	accepted phase = iota // net/http has not begun to read
-	idle                  // the client is to send a request
-	header                // the client is to send the rest of a header
-	working               // the handler is to respond
-	sending               // the kernel is to take a part of the response, for which the client may have to read
-	closed                // net/http has closed it; the client is to close its end
+	accepted phase = iota
+	idle
+	header
+	working
+	sending
+	closed
 )
 
 var errRefused = errors.New("the request's header exceeds a limit")
 
-// conn is the server's end of a connection. It embeds net.Conn, because net/http sleeps for half a second after
-// the CloseWrite of a *net.TCPConn.
+// conn is the server's end of a connection. It embeds net.Conn and not *net.TCPConn, whose other methods would let
+// net/http write and end the stream past Write and Close.
 type conn struct {
 	net.Conn
 	listener *listener
@@ -44,7 +51,7 @@ type conn struct {
 	seen     atomic.Bool  // a look has seen it in this phase
 	closedAt time.Time    // guarded by listener.mu
 
-	// Of the header that arrives. Read and stateChanged use these, which net/http calls one after the other.
+	// The header that arrives. Only Read and stateChanged use it, and net/http never calls both at once.
 	size, lines int    // bytes; complete lines, with the request line
 	inLine      bool   // the next line has begun
 	rest        []byte // what has arrived behind the header; net/http is to read it next
@@ -53,8 +60,8 @@ type conn struct {
 func (c *conn) phase() phase { return phase(c.current.Load()) }
 
 func (c *conn) enter(p phase) {
+	c.seen.Store(false) // first, so that no look takes it for seen in p
 	c.current.Store(int32(p))
-	c.seen.Store(false)
 }
 
 // stateChanged is the http.Server's ConnState.
@@ -92,11 +99,12 @@ func (c *conn) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// count counts the bytes and lines of the header that arrives in p. It returns how many bytes net/http gets:
-// those up to the end of the header, or all of them if the header is complete already.
+// count counts what arrives of a header. It returns how many bytes of p net/http gets: those up to the header's
+// end, or all of them if the header was complete before.
 func (c *conn) count(p []byte) (n int, err error) {
-	if c.phase() >= working {
-		// A part of the body, or the first byte of the next request, which net/http reads ahead.
+	if c.phase() == working || c.phase() == sending {
+		// A part of the body, after which the connection closes, or one byte of the next header, which net/http
+		// reads ahead and which counts as its first.
 		c.size, c.inLine = len(p), hasText(p)
 		return len(p), nil
 	}
@@ -124,15 +132,11 @@ func (c *conn) count(p []byte) (n int, err error) {
 		c.enter(working)
 	case c.phase() == idle && (c.inLine || c.lines > 0):
 		c.enter(header)
+		if c.size < 4 { // net/http takes a connection with less for idle
+			c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
+		}
 	}
 	return n, nil
-}
-
-// refuse sends a response like those that net/http sends itself, and returns an error to which it adds none.
-func (c *conn) refuse(status string) error {
-	c.SetWriteDeadline(time.Now().Add(writeTimeout))
-	fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
-	return &net.OpError{Op: "read", Net: "tcp", Err: errRefused}
 }
 
 // hasText reports whether p has a character that does not end a line.
@@ -145,6 +149,14 @@ func hasText(p []byte) bool {
 	return false
 }
 
+// refuse sends a response in the form of those that net/http sends itself. It returns an error that net/http
+// takes for a failed read, so that it closes the connection without another response.
+func (c *conn) refuse(status string) error {
+	c.SetWriteDeadline(time.Now().Add(writeTimeout))
+	fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
+	return &net.OpError{Op: "read", Net: "tcp", Err: errRefused}
+}
+
 // Write writes to the connection.
 func (c *conn) Write(p []byte) (int, error) {
 	c.enter(sending)
@@ -152,8 +164,8 @@ func (c *conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// Close ends the stream to the client, and closes the connection in the background when the client has closed
-// its end. Until then the kernel's memory may hold the response, so the connection keeps its slot.
+// Close ends the stream to the client, and closes the connection in the background when the client has had time
+// to read. Until then the kernel's memory may hold the response, so the connection keeps its slot.
 func (c *conn) Close() error {
 	c.listener.mu.Lock()
 	again := !c.closedAt.IsZero()
@@ -172,34 +184,41 @@ func (c *conn) Close() error {
 	return nil
 }
 
-// linger reads until the client closes its end, has had enough time, or has sent too much. A client that has
-// closed its end early, as nc does, may still read. If its slot were free then, thousands of such clients that do
-// not read could fill the kernel's memory.
+// linger closes the connection when the client has closed its end and has the response. It resets the connection
+// if that takes too long, or if the client sends too much.
 func (c *conn) linger() {
 	defer c.listener.remove(c)
 	deadline := time.Now().Add(c.listener.lingerTime)
-	c.SetReadDeadline(deadline)
-	var err error
-	buffer := make([]byte, 1<<10)
-	for limit, discarded := lingerBytes, 0; err == nil && discarded <= limit; {
-		var n int
-		n, err = c.Conn.Read(buffer)
-		discarded += n
-		if c.listener.waiting.Load() {
-			limit = lingerBytesNeeded
-		}
+	if !c.discard(deadline) {
+		c.abort()
+		return
 	}
-	tcp := c.Conn.(*net.TCPConn)
-	for pause := time.Millisecond; err == io.EOF && !delivered(tcp); pause = min(2*pause, 32*time.Millisecond) {
+	// A client that has closed its end early, as nc does, may still read. If its slot were free now, thousands
+	// that do not read could fill the kernel's memory.
+	for pause := time.Millisecond; !delivered(c.Conn.(*net.TCPConn)); pause = min(2*pause, 32*time.Millisecond) {
 		if time.Now().After(deadline) {
-			err = os.ErrDeadlineExceeded
+			c.abort()
+			return
 		}
 		time.Sleep(pause) // polls, because the kernel does not report acknowledgements
 	}
-	if err == io.EOF {
-		c.Conn.Close()
-	} else {
-		c.abort()
+	c.Conn.Close()
+}
+
+// discard reads until the client closes its end. It returns false if the deadline is over first, or if the
+// connection fails, or if the client sends too much.
+func (c *conn) discard(deadline time.Time) bool {
+	c.SetReadDeadline(deadline)
+	buffer := make([]byte, 1<<10)
+	for discarded := 0; ; {
+		n, err := c.Conn.Read(buffer)
+		discarded += n
+		switch {
+		case err != nil:
+			return err == io.EOF
+		case discarded > lingerBytes, discarded > lingerBytesWhenFull && c.listener.waiting.Load():
+			return false
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -21,8 +22,8 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 8 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// lookPeriod is how long a new connection waits before others are looked at, and how long one of these must
-	// have waited for its client to be evicted. docs/operations.md says what other periods cost.
+	// lookPeriod is how long a new connection waits for the first look, and at least how long an evicted one has
+	// kept the server waiting. docs/performance.md says what other periods cost.
 	lookPeriod = 30 * time.Millisecond
 )
 
@@ -39,13 +40,24 @@ func MaxConnections(memory, files *int64) int {
 	return int(n)
 }
 
+// Listen listens like net.Listen, with small kernel buffers. They are set before the first client connects, because
+// clients send before Accept returns.
+func Listen(network, address string) (*net.TCPListener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return raw.Control(setBuffers) }}
+	listener, err := config.Listen(context.Background(), network, address)
+	if err != nil {
+		return nil, err
+	}
+	return listener.(*net.TCPListener), nil
+}
+
 // listener is a TCP listener with a bounded number of slots, one for each open connection. When all slots
 // are taken, a new connection waits for one. While it waits, each response closes its connection, and
-// connections on which nothing happens are evicted.
+// connections that wait for their clients are evicted.
 type listener struct {
 	*net.TCPListener
 	log        *slog.Logger
-	lingerTime time.Duration // lingerTime, except in tests
+	lingerTime time.Duration // the constant, except in tests
 	slots      chan struct{} // has one element for each open connection
 	waiting    atomic.Bool   // a new connection waits for a slot
 	draining   atomic.Bool   // the server has been told to stop
@@ -58,10 +70,6 @@ type listener struct {
 }
 
 func newListener(tcp *net.TCPListener, slots int, log *slog.Logger) *listener {
-	// On the listener, not on each connection, because clients send before Accept returns.
-	if raw, err := tcp.SyscallConn(); err == nil {
-		raw.Control(setBuffers)
-	}
 	return &listener{TCPListener: tcp, log: log, lingerTime: lingerTime, slots: make(chan struct{}, slots), conns: map[*conn]bool{}}
 }
 
@@ -99,9 +107,9 @@ func (l *listener) acquireSlot() {
 	}
 }
 
-// look evicts connections that have waited for their clients since before the last look: one at first, and then
-// up to four times as many as the last time, until it was no more needed for a second. So one new client costs
-// one idle client its connection, and a flood of thousands is soon over.
+// look evicts connections that are in the same phase as at the last look, and wait for their clients: one at
+// first, then up to four times as many as the last time, and one again after a second without evictions. So one
+// new client costs one idle client its connection, and a flood of thousands is soon over.
 func (l *listener) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -110,12 +118,11 @@ func (l *listener) look() {
 		l.batch = 1
 	}
 	evicted := 0
-	for c := range l.conns {
-		if p := c.phase(); p == accepted || p == working { // because the client cannot make it go on
-			continue
-		}
-		if c.seen.Swap(true) && evicted < l.batch && c.abort() == nil {
-			evicted++
+	for _, p := range []phase{idle, header, closed, sending} { // those that lose least come first
+		for c := range l.conns {
+			if c.phase() == p && c.seen.Swap(true) && evicted < l.batch && c.abort() == nil {
+				evicted++
+			}
 		}
 	}
 	if evicted == 0 {
@@ -140,15 +147,16 @@ func (l *listener) remove(c *conn) {
 func (l *listener) wrap(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		hasBody := r.ContentLength != 0
-		// A server that drains closes its connections so that clients reconnect elsewhere. With a body,
-		// net/http would read it before it sent the response.
-		if hasBody || l.draining.Load() || l.waiting.Load() {
+		// A server that drains closes its connections so that clients reconnect elsewhere. Before a response to
+		// a request with a body, net/http would read the body, unless the response closes the connection.
+		if l.draining.Load() || l.waiting.Load() || hasBody {
 			w.Header().Set("Connection", "close")
 		}
 		handler.ServeHTTP(w, r)
 		if hasBody {
-			// Otherwise net/http would read what is left of the body, or sleep for half a second, during which
-			// the slot cannot be given to anybody else. conn.Close waits for the client instead.
+			// After it, net/http would read what is left of the body, or sleep for half a second, and the slot
+			// could not be given to anybody else. So the response is flushed, the body cannot be read any more,
+			// and the panic, which net/http provides for this and does not log, closes the connection.
 			control := http.NewResponseController(w)
 			control.Flush()
 			control.SetReadDeadline(time.Now())
@@ -157,8 +165,9 @@ func (l *listener) wrap(handler http.Handler) http.Handler {
 	})
 }
 
-// wait returns when served has a value and no request is in flight, nor likely to arrive, or when ctx ends.
-// It returns how many requests are in flight then.
+// wait waits until no connection is accepted any more, no request is in flight, and the clients have had time to
+// send a first one and to read the last response; or until ctx ends. It returns how many requests are in flight
+// then.
 func (l *listener) wait(ctx context.Context, served <-chan error) (inFlight int) {
 	began := time.Now()
 	select {
@@ -169,8 +178,8 @@ func (l *listener) wait(ctx context.Context, served <-chan error) (inFlight int)
 	defer ticker.Stop()
 	for {
 		open, lingering, inFlight := l.count()
-		finished := open == 0 || inFlight == 0 && lingering == 0 && time.Since(began) >= firstRequestWait
-		if ctx.Err() != nil || finished {
+		quiet := inFlight == 0 && lingering == 0 && time.Since(began) >= firstRequestWait
+		if open == 0 || quiet || ctx.Err() != nil {
 			return inFlight
 		}
 		select {
@@ -180,7 +189,7 @@ func (l *listener) wait(ctx context.Context, served <-chan error) (inFlight int)
 	}
 }
 
-// count returns how many connections are open. On some of these a request is in flight, and others have been
+// count returns how many connections have slots. On some of these a request is in flight, and others have been
 // closed so recently that their clients may still be reading the response.
 func (l *listener) count() (open, lingering, inFlight int) {
 	l.mu.Lock()

@@ -2,7 +2,7 @@
 // costs memory, and it stops in steps, so that no request that finishes in time is lost.
 //
 // A connection gets a slot when it is accepted (listener.go). Its requests are followed as their bytes
-// arrive (conn.go). The slot is free again when the client has closed its end too, or was evicted.
+// arrive (conn.go). The slot is free again when both ends are closed, or after a reset.
 package server
 
 import (
@@ -26,8 +26,8 @@ const (
 	maxHeaderLines    = 100              // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
 )
 
-// firstRequestWait is how long a stop waits for requests on open connections, because clients that have just
-// connected are about to send one.
+// firstRequestWait is how long a stop waits for requests that are not in flight yet, because clients that have
+// just connected are about to send one.
 const firstRequestWait = 250 * time.Millisecond
 
 // ErrRequestsCut means that requests were still in flight when the time to stop was over.
@@ -63,13 +63,13 @@ func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os
 		reason = "end of context"
 	}
 
-	ctx, cancel := context.WithCancelCause(context.Background())
+	hurry, cancel := context.WithCancelCause(context.Background()) // not ctx, which may be what has ended
 	defer cancel(nil)
 	go func() {
 		select {
 		case sig := <-signals:
 			cancel(fmt.Errorf("a second signal: %v", sig))
-		case <-ctx.Done():
+		case <-hurry.Done():
 		}
 	}()
 	s.StartDraining()
@@ -77,14 +77,15 @@ func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os
 	s.Log.Info("draining", "reason", reason, "delay", s.ShutdownDelay.String())
 	select {
 	case <-time.After(s.ShutdownDelay):
-	case <-ctx.Done():
+	case <-hurry.Done():
 	}
 
 	s.Log.Info("stopping", "timeout", s.ShutdownTimeout.String())
-	timed, cancelTimeout := context.WithTimeoutCause(ctx, s.ShutdownTimeout, errors.New("the timeout"))
+	timed, cancelTimeout := context.WithTimeoutCause(hurry, s.ShutdownTimeout, errors.New("the timeout"))
 	defer cancelTimeout()
 	l.Close()
-	// Not Server.Shutdown, because it drops a request whose header is still arriving.
+	// Not Server.Shutdown, because it drops a request whose header is still arriving. What is left is cut when the
+	// process exits.
 	inFlight := l.wait(timed, served)
 	reason = "all requests answered"
 	if cause := context.Cause(timed); cause != nil {

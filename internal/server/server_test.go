@@ -64,7 +64,10 @@ func startServer(t testing.TB, slots int) *testServer {
 		io.WriteString(w, "done")
 	})
 	log := slog.New(slog.NewJSONHandler(s.log, nil))
-	tcp := harness.Listen(t)
+	tcp, err := Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.listener, s.address = newListener(tcp, slots, log), tcp.Addr().String()
 	server := Server{Handler: handler, Log: log}.httpServer(s.listener)
 	go func() { s.served <- server.Serve(s.listener) }()
@@ -270,6 +273,22 @@ func TestConnectionsComeAndGoDuringTheStop(t *testing.T) {
 		t.Errorf("got %d, want 0", n)
 	}
 	clients.Wait()
+}
+
+// net/http waits for the first four bytes of a header as long as for a request.
+func TestAFewBytesOfAHeaderHaveAHeadersTime(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100)
+	c := s.dial(t)
+	c.get(t)
+	harness.Write(t, c, "GE")
+	began := time.Now()
+	if _, err := c.reader.ReadByte(); err != io.EOF {
+		t.Errorf("got %v, want the connection closed", err)
+	}
+	if took := time.Since(began); took < readHeaderTimeout || took > 2*readHeaderTimeout {
+		t.Errorf("it was closed after %v, want about %v", took, readHeaderTimeout)
+	}
 }
 
 // The listener may fail for good without being told to stop.
