@@ -224,11 +224,12 @@ func encode(v any) []byte {
 	return line.Bytes()
 }
 
-// logRequest logs a successful health check at DEBUG, a 5xx at ERROR and every other request at INFO.
+// logRequest logs a successful health check at DEBUG, a 500 at ERROR and every other request at INFO. So a stop,
+// during which health checks get 503, raises no alarm.
 func (s *service) logRequest(r *http.Request, status, bytes int, received time.Time) {
 	level := slog.LevelInfo
 	switch {
-	case status >= 500:
+	case status == http.StatusInternalServerError:
 		level = slog.LevelError
 	case status == http.StatusOK && r.URL.Path == "/health":
 		level = slog.LevelDebug
