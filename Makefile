@@ -112,11 +112,11 @@ test-rollout: need-haproxy build-multi ## 1 min | Docker, HAProxy | a rolling re
 	$(call outside,image,image,-run '^TestRollout')
 
 .PHONY: test-flood
-test-flood: need-root need-wrk need-hey build-multi ## 8 min | Docker, root, wrk, hey | floods of bad clients, and more good ones than fit
+test-flood: need-root need-wrk need-hey build-multi ## 5 min | Docker, root, wrk, hey | floods of bad clients, and more good ones than fit
 	$(call outside,flood,flood,-skip '^TestSoak$$')
 
 .PHONY: soak
-soak: need-root build-multi ## 6 min | Docker, root | honest clients while bad ones take turns; SOAK=1m is shorter, BARE=yes shows bare net/http too
+soak: need-root need-wrk build-multi ## 6 min | Docker, root, wrk | honest clients while bad ones take turns; SOAK=1m is shorter, BARE=yes shows bare net/http too
 	SOAK=$(SOAK) MEMORY=$(MEMORY) BARE=$(BARE) $(call outside,flood,flood,-run '^TestSoak$$' -timeout 0)
 
 .PHONY: test-kubernetes
@@ -129,11 +129,11 @@ bench = $(GO) test -run '^$$' -bench . -benchmem . && \
 	SERVICE='$(CURDIR)/bin/devops-info-service' $(GO) test -tags bench -run '^TestBench$$' -count=1 -timeout 30m -v ./test/bench
 
 .PHONY: bench
-bench: need-wrk build ## 4 min | Go, wrk | the service against a plain handler and bare net/http
+bench: need-wrk build ## 2 min | Go, wrk | the service against a plain handler and bare net/http
 	$(bench)
 
 .PHONY: bench-docs
-bench-docs: need-wrk build ## 4 min | Go, wrk | the same, and docs/performance.md from that run
+bench-docs: need-wrk build ## 2 min | Go, wrk | the same, and docs/performance.md from that run
 	$(bench) -docs '$(CURDIR)/docs/performance.md'
 
 # Built first, because go run ends at SIGTERM without telling the program, which then removes nothing.

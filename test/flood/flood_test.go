@@ -49,6 +49,7 @@ func TestAttacksIn32MiB(t *testing.T) {
 		{"a header that is too large", sendHalf([]byte(harness.LargeRequest(maxHeader + 1<<10))), quick},
 		{"a large body that never comes", sendHalf([]byte(uploadHeader)), quick},
 		{"twenty requests at once, responses never read", sendWithoutReading(bytes.Repeat([]byte(request), 20)), slow},
+		{"eight requests and the end, responses never read", sendAndEnd(bytes.Repeat([]byte(request), 8)), slow},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			untilOneSucceeds(t, func() (problem string) {
@@ -306,6 +307,17 @@ func sendWithoutReading(requests []byte) attack {
 	return func(conn *net.TCPConn) {
 		conn.SetReadBuffer(1)
 		conn.Write(requests)
+		time.Sleep(5 * time.Second)
+	}
+}
+
+// sendAndEnd is sendWithoutReading of a client that closes its own end at once. The service's kernel can take all
+// responses, and its memory holds them until they are read.
+func sendAndEnd(requests []byte) attack {
+	return func(conn *net.TCPConn) {
+		conn.SetReadBuffer(1)
+		conn.Write(requests)
+		conn.CloseWrite()
 		time.Sleep(5 * time.Second)
 	}
 }
