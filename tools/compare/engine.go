@@ -3,214 +3,182 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 )
 
 // Bounds on what may hang.
 const (
-	createTimeout  = time.Minute      // starting one container
+	startTimeout   = time.Minute      // starting one container
 	cleanupTimeout = 2 * time.Minute  // removing everything that was made
 	stopTimeout    = 10 * time.Second // a command that was told to stop
 )
 
-// engine runs commands, and keeps the names of everything it makes, so that it can be removed.
+// engine runs commands, and remembers how to remove what they make.
 type engine struct {
-	docker     string
-	make       string
-	name       string // the start of every name that is made here
-	folder     string // holds every file that is made here
-	containers []string
-	images     []string
-	progress   io.Writer
+	ctx      context.Context // ends when the program is interrupted
+	docker   string          // the engine's command: docker or podman
+	make     string          // the make that started this program
+	folder   string          // holds every file that is made here
+	name     string          // the start of every other name that is made here
+	undo     [][]string      // commands of the engine
+	progress io.Writer
+	begun    time.Time       // of the step that is running
+	layers   map[string]size // compressed, by their diff id
+	err      error           // the first failure; no command is run after it, so that only the end must look at it
 }
 
-func newEngine(o *options, progress io.Writer) (*engine, error) {
-	random := make([]byte, 4)
-	if _, err := rand.Read(random); err != nil {
-		return nil, err
+// fail keeps the first failure.
+func (e *engine) fail(err error) {
+	if e.err == nil {
+		e.err = err
 	}
-	name := "devops-compare-" + hex.EncodeToString(random)
-	folder, err := os.MkdirTemp("", name+"-")
-	return &engine{docker: o.docker, make: o.make, name: name, folder: folder, progress: progress}, err
 }
 
-// step says on standard error what is being done.
+// step says what is being done, and first how long the step before it took.
 func (e *engine) step(format string, args ...any) {
-	fmt.Fprintf(e.progress, "compare: "+format+"\n", args...)
-}
-
-// command prepares a command that is stopped together with everything it has started.
-func command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...)
-	// With a process group of its own, Ctrl-C in the terminal reaches this program only, which then
-	// decides what is stopped and what is completed.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = stopTimeout
-	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=1", "BUILDAH_FORMAT=docker")
-	return cmd
-}
-
-// explain names the command that failed and what it printed.
-func explain(cmd *exec.Cmd, err error, output string) error {
-	if err == nil {
-		return nil
+	if e.err == nil {
+		e.endStep()
+		fmt.Fprintf(e.progress, "compare: "+format+" ... ", args...)
+		e.begun = time.Now()
 	}
-	if output = strings.TrimSpace(output); output != "" {
-		output = "\n" + output
+}
+
+func (e *engine) endStep() {
+	if !e.begun.IsZero() {
+		fmt.Fprintf(e.progress, "%.1f s\n", time.Since(e.begun).Seconds())
 	}
-	return fmt.Errorf("%s: %w%s", strings.Join(cmd.Args, " "), err, output)
+	e.begun = time.Time{}
 }
 
-// output runs a command of the engine and returns what it prints, without the space around it.
-func (e *engine) output(ctx context.Context, args ...string) (string, error) {
-	return e.outputOf(ctx, nil, args...)
-}
+// run runs a command of the engine and returns what it prints.
+func (e *engine) run(args ...string) string { return e.output(e.ctx, e.docker, args...) }
 
-// outputOf is output for a command that reads its standard input.
-func (e *engine) outputOf(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+// output runs a command and returns what it prints, without the space around it. When the context
+// ends, the command is stopped together with everything it has started.
+func (e *engine) output(ctx context.Context, name string, args ...string) string {
+	if e.err != nil {
+		return ""
+	}
 	var stdout, stderr bytes.Buffer
-	cmd := command(ctx, e.docker, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
-	err := cmd.Run()
-	return strings.TrimSpace(stdout.String()), explain(cmd, err, stderr.String())
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = stopTimeout
+	separate(cmd)
+	if err := cmd.Run(); err != nil {
+		e.fail(explain(strings.Join(cmd.Args, " ")+": "+err.Error(), stderr.String()))
+		return ""
+	}
+	return strings.TrimSpace(stdout.String())
 }
 
-// read runs a command of the engine whose output is too long to keep, and hands it to a function.
-func (e *engine) read(ctx context.Context, reader func(io.Reader) error, args ...string) error {
-	var stderr bytes.Buffer
-	cmd := command(ctx, e.docker, args...)
-	cmd.Stderr = &stderr
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	readErr := reader(stdout)
-	io.Copy(io.Discard, stdout) // otherwise a command that still writes would never end
-	if err := cmd.Wait(); err != nil {
-		return explain(cmd, err, stderr.String())
-	}
-	return readErr
-}
-
-// create runs a command that makes a container. It is completed when the program is interrupted,
-// because the engine completes it too and the container must exist when it is removed.
-func (e *engine) create(ctx context.Context, container string, args ...string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	e.containers = append(e.containers, container)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
+// start starts a container. That is completed when the program is interrupted, because the engine
+// completes it too and the container must exist when it is removed.
+func (e *engine) start(container, image string) {
+	e.fail(e.ctx.Err())
+	e.undo = append(e.undo, []string{"rm", "-f", container})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), startTimeout)
 	defer cancel()
-	_, err := e.output(ctx, args...)
-	return err
-}
-
-func (e *engine) removeContainer(ctx context.Context, container string) error {
-	_, err := e.output(ctx, "rm", "-f", container)
-	return err
+	e.output(ctx, e.docker, "run", "-d", "--name", container, "-p", "127.0.0.1::5002", image)
 }
 
 // build runs one of make's build targets in a folder.
-func (e *engine) build(ctx context.Context, folder, target string, variables ...string) error {
-	args := append([]string{"-C", folder, target, "DOCKER=" + e.docker}, variables...)
-	cmd := command(ctx, e.make, args...)
-	output, err := cmd.CombinedOutput()
-	return explain(cmd, err, string(output))
+func (e *engine) build(folder, kind, image string, variables ...string) {
+	args := []string{"-C", folder, "build-" + kind, "DOCKER=" + e.docker, strings.ToUpper(kind) + "_IMAGE=" + image}
+	e.output(e.ctx, e.make, append(args, variables...)...)
 }
 
-// buildCopy builds an image of one kind from a copy of the project, and returns its name and how
-// long the build took.
-func (e *engine) buildCopy(ctx context.Context, folder, kind string, variables ...string) (string, time.Duration, error) {
-	image := e.name + "-" + kind
-	e.images = append(e.images, image+":latest", image+":measured")
-	variables = append(variables, strings.ToUpper(kind)+"_IMAGE="+image, "VERSION=measured", "REVISION=")
-	begun := time.Now()
-	err := e.build(ctx, folder, "build-"+kind, variables...)
-	return image + ":latest", time.Since(begun), err
-}
+// edit replaces a text in one file of a copy of the project.
+type edit struct{ file, old, new string }
 
-// removeImages removes all images that were made here, with a context of its own where the
-// program's has ended.
-func (e *engine) removeImages(ctx context.Context) {
-	for _, image := range e.images {
-		e.output(ctx, "rmi", "-f", image) // fails where the build did not get so far
+// buildEdited builds an image from a copy of the project with some edits, and returns its name and
+// how long the build took.
+func (e *engine) buildEdited(kind, label string, edits ...edit) (string, seconds) {
+	folder := filepath.Join(e.folder, kind+"-"+label)
+	e.fail(os.Mkdir(folder, 0o755))
+	files, _ := filepath.Glob("*")                                                    // only a bad pattern is an error
+	files = slices.DeleteFunc(files, func(name string) bool { return name == "bin" }) // large, and not built from
+	e.output(e.ctx, "cp", append(append([]string{"-R", ".dockerignore"}, files...), folder)...)
+	for _, edit := range edits {
+		path := filepath.Join(folder, edit.file)
+		content, err := os.ReadFile(path)
+		e.fail(err)
+		if !bytes.Contains(content, []byte(edit.old)) {
+			e.fail(fmt.Errorf("%s has no %q, which the comparison replaces", edit.file, edit.old))
+		}
+		e.fail(os.WriteFile(path, bytes.ReplaceAll(content, []byte(edit.old), []byte(edit.new)), 0o644))
 	}
-	e.images = nil
+	image := e.name + "-" + kind + "-" + label
+	e.undo = append(e.undo, []string{"rmi", "-f", image})
+	begun := time.Now()
+	e.build(folder, kind, image, "VERSION=latest", "REVISION=")
+	return image, seconds(time.Since(begun).Seconds())
 }
 
-// cleanup removes every container, image and file that was made here, one by one, because podman
-// removes none of several when one does not exist.
+// read measures what an image has in it.
+func (e *engine) read(name string) *figures {
+	f := &figures{}
+	path := filepath.Join(e.folder, "image.tar")
+	defer os.Remove(path)
+	if e.run("save", "-o", path, name); e.err == nil {
+		e.fail(f.readImage(func() (io.ReadCloser, error) {
+			archive, err := os.Open(path)
+			// Compressing takes a while; an interruption ends it, because a closed file cannot be read.
+			context.AfterFunc(e.ctx, func() { archive.Close() })
+			return archive, err
+		}, e.layers))
+	}
+	return f
+}
+
+// cleanup removes every container, image and file that was made here. Where the measurement did not
+// get so far, a command finds nothing to remove, and fails.
 func (e *engine) cleanup() {
+	e.endStep()
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	for _, container := range e.containers {
-		e.removeContainer(ctx, container) // fails where it has been removed already
+	for _, command := range e.undo {
+		e.err = nil
+		e.output(ctx, e.docker, command...)
 	}
-	e.removeImages(ctx)
 	os.RemoveAll(e.folder)
 }
 
-// copyProject copies the project's folder, without what git and make keep in it, to a new folder.
-func (e *engine) copyProject(project, name string) (string, error) {
-	target := filepath.Join(e.folder, name)
-	return target, filepath.WalkDir(project, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		relative, err := filepath.Rel(project, path)
-		if err != nil {
-			return err
-		}
-		if relative == ".git" || relative == "bin" { // in a worktree of git, .git is a file
-			if entry.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		copied := filepath.Join(target, relative)
-		info, err := entry.Info()
-		switch {
-		case err != nil:
-			return err
-		case entry.IsDir():
-			return os.MkdirAll(copied, 0o755)
-		case !entry.Type().IsRegular():
-			return fmt.Errorf("%s: is neither a file nor a folder", path)
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(copied, content, info.Mode().Perm())
-	})
+// refusals are what docker and podman say when they cannot work, and what helps.
+var refusals = []struct {
+	words *regexp.Regexp
+	help  string
+}{
+	{regexp.MustCompile(`executable file not found`),
+		"install Docker, or name another engine: make compare DOCKER=podman"},
+	{regexp.MustCompile(`permission denied while trying to connect`),
+		"let your user use Docker's socket (sudo usermod -aG docker $USER, then log in again), or use sudo make compare"},
+	{regexp.MustCompile(`Cannot connect to the Docker daemon|failed to connect to the docker API`),
+		"start Docker (sudo systemctl start docker, or Docker Desktop), or name another engine: make compare DOCKER=podman"},
+	{regexp.MustCompile(`buildx component is missing|requires BuildKit|failed to parse platform`),
+		"install BuildKit's client, the package docker-buildx-plugin or docker-buildx, or Docker 23 or newer"},
+	{regexp.MustCompile(`no space left on device`),
+		"make room: docker system df shows what takes it, docker builder prune removes what builds have left"},
+	{regexp.MustCompile(`failed to resolve source metadata|failed to do request|Too Many Requests|toomanyrequests|` +
+		`pull access denied|manifest unknown|did not resolve to an alias|initializing source docker:`),
+		"see to the network or docker login, or name base images that can be had: make compare GO_IMAGE=... RUNTIME_IMAGE=..."},
 }
 
-var errNotFound = errors.New("nothing to replace was found")
-
-// edit replaces in a file what a pattern matches; it fails where the pattern matches nothing.
-func edit(path string, pattern *regexp.Regexp, replacement string) error {
-	old, err := os.ReadFile(path)
-	if err != nil {
-		return err
+// explain says what failed, in the command's own words, and what helps.
+func explain(failure, words string) error {
+	failure = strings.TrimSpace(failure + "\n" + words)
+	for _, r := range refusals {
+		if r.words.MatchString(failure) {
+			return fmt.Errorf("%s\nWhat helps: %s", failure, r.help)
+		}
 	}
-	if !pattern.Match(old) {
-		return fmt.Errorf("%s: %w for %q", path, errNotFound, pattern)
-	}
-	return os.WriteFile(path, pattern.ReplaceAll(old, []byte(replacement)), 0o644)
+	return errors.New(failure)
 }

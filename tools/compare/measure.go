@@ -1,361 +1,185 @@
 package main
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
-	"debug/buildinfo"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
 
-// The kinds of images, which are also the ends of make's build targets.
-const (
-	single  = "single"
-	multi   = "multi"
-	scratch = "scratch"
-)
-
-var kinds = []string{single, multi, scratch}
-
-// notAvailable stands for what is not measured, or has no meaning.
-const notAvailable = "n/a"
-
-// figures is what was measured of one image. A nil pointer stands for what has no meaning there or
-// cannot be read.
-type figures struct {
-	Unpacked     int64 `json:"unpacked_bytes"`
-	Base         int64 `json:"base_bytes"`
-	Toolchain    int64 `json:"toolchain_bytes"`
-	BuildCache   int64 `json:"build_cache_bytes"`
-	Binary       int64 `json:"binary_bytes"`
-	WithoutCache int64 `json:"without_build_cache_bytes"`
-	Exported     int64 `json:"export_stream_bytes"`
-	EngineSize   int64 `json:"engine_size_bytes"`
-
-	SHA256   string `json:"binary_sha256"`
-	Linkage  string `json:"binary_linkage"`
-	Stripped int64  `json:"saved_by_stripping_bytes"`
-
-	Packages      *int     `json:"apk_packages_count"`
-	Executables   int      `json:"executable_files_count"`
-	SetID         int      `json:"setuid_or_setgid_files_count"`
-	Shells        []string `json:"shells"`
-	Tools         []string `json:"build_tools"`
-	Managers      []string `json:"package_managers"`
-	Certificates  int      `json:"ca_certificates_count"`
-	User          string   `json:"user"`
-	UID           int      `json:"uid"`
-	WritableCount int      `json:"writable_folders_count"`
-	Writable      []string `json:"-"`
-
-	Download       int64   `json:"download_bytes"`
-	DownloadTime   float64 `json:"download_at_100_mbit_seconds"`
-	ChangeDownload int64   `json:"download_after_change_bytes"`
-
-	Start    float64  `json:"start_seconds"`
-	Memory   int64    `json:"memory_bytes"`
-	Resident *int64   `json:"resident_bytes"`
-	Keys     []string `json:"response_keys"` // of both endpoints
-
-	BuildCold   float64 `json:"build_cold_seconds"`
-	BuildChange float64 `json:"build_after_change_seconds"`
-
-	Layers []layer `json:"layers"`
-}
-
-// report is everything that is measured, and what is claimed about it.
-type report struct {
-	Date      string              `json:"date"`
-	Engine    string              `json:"engine"`
-	CPUs      int                 `json:"cpu_count"`
-	Processor string              `json:"processor"`
-	Version   string              `json:"version"`
-	Zones     int                 `json:"time_zones_count"`
-	ZonesBad  int                 `json:"time_zones_failed_count"`
-	Images    map[string]*figures `json:"images"`
-	Claims    []claim             `json:"claims"`
-}
-
-// The edits of a copy of the project that a measurement needs.
-var (
-	changedLine = regexp.MustCompile(`(serviceDescription\s*=\s*)"[^"]*"`)
-	cacheMount  = regexp.MustCompile(`--mount=type=cache,\S*\s*`)
-	stripFlags  = regexp.MustCompile(`-s -w `)
-)
-
 // measure builds the images, takes every measurement, and removes what it made for that.
-func measure(ctx context.Context, o *options, progress io.Writer) (*report, error) {
-	e, err := newEngine(o, progress)
+func measure(ctx context.Context, getenv func(string) string, progress io.Writer) (*report, error) {
+	folder, err := os.MkdirTemp("", "devops-compare-")
 	if err != nil {
 		return nil, err
 	}
+	e := &engine{ctx: ctx, docker: getenv("DOCKER"), make: getenv("MAKE"), folder: folder, name: filepath.Base(folder),
+		layers: map[string]size{}, progress: progress}
 	defer e.cleanup()
-	if _, err := e.output(ctx, "info"); err != nil {
-		return nil, fmt.Errorf("no container engine answers (DOCKER names another, such as podman): %w", err)
-	}
-	if _, err := os.Stat("Dockerfile.single"); err != nil {
-		return nil, fmt.Errorf("start it in the project's folder: %w", err)
-	}
-
-	r := &report{Images: map[string]*figures{}}
-	ids := map[string]string{}
+	r := &report{Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), Images: map[string]*figures{}}
+	e.run("ps", "-q") // docker info does not say why nothing answers
 	for _, kind := range kinds {
 		e.step("building the image: %s", kind)
-		if err := e.build(ctx, ".", "build-"+kind, strings.ToUpper(kind)+"_IMAGE="+o.images[kind]); err != nil {
-			return nil, err
-		}
+		name := getenv(strings.ToUpper(kind) + "_IMAGE")
+		e.build(".", kind, name)
 		// By its ID, another build of the same name changes nothing here.
-		if ids[kind], err = e.output(ctx, "image", "inspect", "-f", "{{.Id}}", o.images[kind]+":latest"); err != nil {
-			return nil, err
-		}
-		r.Images[kind] = &figures{}
+		id := e.run("image", "inspect", "-f", "{{.Id}}", name+":latest")
+		e.step("reading its layers and files: %s", kind)
+		f := e.read(id)
+		r.Images[kind], f.id = f, id
+		f.EngineSize = e.parseSize(e.run("images", "--format", "{{.Size}}", name+":latest"))
+		f.Ratio = ratio(r.Images[single].Unpacked) / ratio(f.Unpacked)
+		f.Reduction = percent(100 - 100/f.Ratio)
 	}
-	configs, err := measureChange(ctx, e, r, ids)
-	if err != nil {
-		return nil, err
-	}
-	systems := map[string]*fileSystem{}
-	for _, kind := range kinds {
-		e.step("reading its files: %s", kind)
-		if systems[kind], err = exportImage(ctx, e, ids[kind]); err != nil {
-			return nil, err
-		}
-		if err := measureFiles(r.Images[kind], systems[kind], configs[kind].Config.User); err != nil {
-			return nil, fmt.Errorf("%s: %w", o.images[kind], err)
-		}
-		size, err := e.output(ctx, "image", "inspect", "-f", "{{.Size}}", ids[kind])
-		if err != nil {
-			return nil, err
-		}
-		if r.Images[kind].EngineSize, err = strconv.ParseInt(size, 10, 64); err != nil {
-			return nil, err
-		}
-	}
-	if err := measureStripped(ctx, e, r); err != nil {
-		return nil, err
-	}
-	if err := measureStarts(ctx, e, r, ids); err != nil {
-		return nil, err
-	}
-	e.step("trying every time zone")
-	if err := measureZones(ctx, e, r, systems[single].contents[zonesPath]); err != nil {
-		return nil, err
-	}
-	if err := measureColdBuilds(ctx, e, r); err != nil {
-		return nil, err
-	}
-	if err := describe(ctx, e, r, systems[multi], configs[multi]); err != nil {
-		return nil, err
+	e.measureStarts(r)
+	e.measureZones(r)
+	r.Version = e.run("exec", e.container(multi), "/"+binaryPath, "-version")
+	r.Engine = filepath.Base(e.docker) + " " + e.run("version", "--format", "{{.Server.Version}}")
+	e.measureBuilds(r)
+	if e.err != nil {
+		return nil, e.err
 	}
 	r.Claims = claims(r)
 	return r, nil
 }
 
-// measureChange measures the layers of each image, builds a copy of the project twice with another
-// value in one line, and finds out how much of the second build a machine has to download that has
-// the first.
-func measureChange(ctx context.Context, e *engine, r *report, ids map[string]string) (map[string]*imageConfig, error) {
-	folder, err := e.copyProject(".", "changed")
+const (
+	starts         = 5 // of each image; their median counts
+	readyTimeout   = 20 * time.Second
+	requestTimeout = time.Second
+	pollInterval   = 2 * time.Millisecond
+)
+
+func (e *engine) container(kind string) string { return e.name + "-" + kind }
+
+// measureStarts starts each image several times, in turns. The last containers keep running.
+func (e *engine) measureStarts(r *report) {
+	times, memories := map[string][]float64{}, map[string][]float64{}
+	for i := 1; i <= starts; i++ {
+		e.step("starting each image, %d of %d", i, starts)
+		for _, kind := range kinds {
+			if i > 1 {
+				e.run("rm", "-f", e.container(kind))
+			}
+			begun := time.Now()
+			e.start(e.container(kind), r.Images[kind].id)
+			// The second line is the same port for IPv6.
+			address, _, _ := strings.Cut(e.run("port", e.container(kind), "5002/tcp"), "\n")
+			for e.err == nil && !answers(address, "/health") {
+				if time.Since(begun) > readyTimeout || e.ctx.Err() != nil {
+					e.fail(fmt.Errorf("%s does not answer /health within %v", kind, readyTimeout))
+				}
+				time.Sleep(pollInterval)
+			}
+			times[kind] = append(times[kind], time.Since(begun).Seconds())
+			r.Images[kind].Endpoints = slices.DeleteFunc(names{"/", "/health"}, func(path string) bool { return !answers(address, path) })
+		}
+		// One call for all three, because it takes docker two seconds.
+		usage := e.run("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", e.container(single), e.container(multi), e.container(scratch))
+		for _, line := range strings.Split(usage, "\n") {
+			name, memory, _ := strings.Cut(line, " ")
+			kind := strings.TrimPrefix(name, e.container(""))
+			memories[kind] = append(memories[kind], float64(e.parseSize(memory)))
+		}
+	}
+	for _, kind := range kinds {
+		r.Images[kind].Start, r.Images[kind].Memory = seconds(median(times[kind])), size(median(memories[kind]))
+	}
+}
+
+// median returns 0 where a failure left no values.
+func median(values []float64) float64 {
+	slices.Sort(values)
+	return append(values, 0)[len(values)/2]
+}
+
+// answers reports whether a container answers a path with 200.
+func answers(address, path string) bool {
+	client := http.Client{Timeout: requestTimeout}
+	response, err := client.Get("http://" + address + path)
 	if err != nil {
-		return nil, err
+		return false
 	}
-	change := func(value string) error {
-		return edit(filepath.Join(folder, "handlers.go"), changedLine, `${1}"`+e.name+" "+value+`"`)
+	defer response.Body.Close()
+	return response.StatusCode == http.StatusOK
+}
+
+// measureZones tries every time zone of Go's own list in each container that has a shell. The health
+// check reads TZ as the service does.
+func (e *engine) measureZones(r *report) {
+	list := r.Images[single].zones
+	archive, err := zip.NewReader(bytes.NewReader(list), int64(len(list)))
+	if err != nil {
+		e.fail(fmt.Errorf("/%s: %w", zonesPath, err))
+		return
 	}
-	configs := map[string]*imageConfig{}
-	measured := map[string]layer{}
+	script := "for zone; do TZ=$zone /" + binaryPath + ` -healthcheck 2>/dev/null && echo "$zone"; done; true`
+	command := []string{"sh", "-c", script, "sh"}
+	for _, f := range archive.File {
+		if !f.FileInfo().IsDir() {
+			command = append(command, f.Name)
+			r.Zones++
+		}
+	}
 	for _, kind := range kinds {
 		f := r.Images[kind]
-		e.step("compressing its layers: %s", kind)
-		if configs[kind], f.Layers, err = saveImage(ctx, e, ids[kind], measured); err != nil {
-			return nil, err
-		}
-		for _, l := range f.Layers {
-			f.Download += l.Compressed
-		}
-		f.DownloadTime = float64(f.Download) * 8 / 100e6
-
-		// Both builds are new, because the image itself may come from an older state of the cache,
-		// in which other steps were made at another time.
-		e.step("building before and after a change of one line: %s", kind)
-		if err := change("before"); err != nil {
-			return nil, err
-		}
-		image, _, err := e.buildCopy(ctx, folder, kind)
-		if err != nil {
-			return nil, err
-		}
-		before, err := e.output(ctx, "image", "inspect", "-f", "{{range .RootFS.Layers}}{{.}} {{end}}", image)
-		if err != nil {
-			return nil, err
-		}
-		e.removeImages(ctx) // otherwise the second build leaves it behind without a name
-		if err := change("after"); err != nil {
-			return nil, err
-		}
-		image, duration, err := e.buildCopy(ctx, folder, kind)
-		if err != nil {
-			return nil, err
-		}
-		f.BuildChange = duration.Seconds()
-		_, after, err := saveImage(ctx, e, image, measured)
-		if err != nil {
-			return nil, err
-		}
-		e.removeImages(ctx)
-		if f.ChangeDownload, err = markShared(f.Layers, strings.Fields(before), after); err != nil {
-			return nil, fmt.Errorf("%s: %w", kind, err)
+		f.Zones = "n/a"
+		if slices.Contains(f.Shells, "sh") {
+			e.step("trying every time zone: %s", kind)
+			working := e.run(append([]string{"exec", e.container(kind)}, command...)...)
+			f.Zones = fmt.Sprintf("%d of %d", len(strings.Fields(working)), r.Zones)
 		}
 	}
-	return configs, nil
 }
 
-// markShared marks the layers that a change leaves as they are: those whose diff id is the same
-// before and after. It returns the compressed bytes of the layers that the change makes new.
-func markShared(layers []layer, before []string, after []layer) (int64, error) {
-	if len(before) != len(layers) || len(after) != len(layers) {
-		return 0, fmt.Errorf("%d layers, but %d before the change and %d after it", len(layers), len(before), len(after))
-	}
-	var download int64
-	for i := range layers {
-		layers[i].Shared = slices.ContainsFunc(after, func(l layer) bool { return l.DiffID == before[i] })
-		if !slices.Contains(before, after[i].DiffID) {
-			download += after[i].Compressed
-		}
-	}
-	return download, nil
-}
-
-// saveImage reads an image's configuration and layers.
-func saveImage(ctx context.Context, e *engine, image string, measured map[string]layer) (*imageConfig, []layer, error) {
-	path := filepath.Join(e.folder, "image.tar")
-	defer os.Remove(path)
-	if _, err := e.output(ctx, "save", "-o", path, image); err != nil {
-		return nil, nil, err
-	}
-	archive, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer archive.Close()
-	// Compressing takes a while; an interruption ends it, because a closed file cannot be read.
-	stop := context.AfterFunc(ctx, func() { archive.Close() })
-	defer stop()
-	info, err := archive.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	return readImage(archive, info.Size(), measured)
-}
-
-// exportImage reads an image's files, by a container that is never started.
-func exportImage(ctx context.Context, e *engine, image string) (*fileSystem, error) {
-	container := e.name + "-export"
-	if err := e.create(ctx, container, "create", "--name", container, image); err != nil {
-		return nil, err
-	}
-	var system *fileSystem
-	err := e.read(ctx, func(r io.Reader) (err error) {
-		system, err = readFileSystem(r)
-		return err
-	}, "export", container)
-	if err != nil {
-		return nil, err
-	}
-	if system.contents[binaryPath] == nil {
-		return nil, fmt.Errorf("image %s has no file /%s", image, binaryPath)
-	}
-	return system, e.removeContainer(ctx, container)
-}
-
-// measureStripped builds without -s -w, to see what these flags save.
-func measureStripped(ctx context.Context, e *engine, r *report) error {
+// measureBuilds builds copies of the project, to see what the flags -s -w save, how long a build takes
+// with nothing compiled before and after a change of one line, and how much of the second build a
+// machine has to download that has the first.
+func (e *engine) measureBuilds(r *report) {
+	// This build comes first, because it fills the cache mount, which the engine may have emptied
+	// though it still has the image's layers.
 	e.step("building without -s -w")
-	folder, err := e.copyProject(".", "unstripped")
-	if err != nil {
-		return err
-	}
-	if err := edit(filepath.Join(folder, "Dockerfile"), stripFlags, ""); err != nil {
-		return err
-	}
-	image, _, err := e.buildCopy(ctx, folder, multi)
-	if err != nil {
-		return err
-	}
-	system, err := exportImage(ctx, e, image)
-	if err != nil {
-		return err
-	}
-	for _, f := range r.Images {
-		f.Stripped = system.size(binaryPath) - f.Binary
-	}
-	e.removeImages(ctx)
-	return nil
-}
-
-// measureColdBuilds builds with every cache left out. --no-cache does not empty a cache mount, so
-// the Dockerfile goes without it.
-func measureColdBuilds(ctx context.Context, e *engine, r *report) error {
-	folder, err := e.copyProject(".", "cold")
-	if err != nil {
-		return err
-	}
-	if err := edit(filepath.Join(folder, "Dockerfile"), cacheMount, ""); err != nil {
-		return err
-	}
+	name, _ := e.buildEdited(multi, "unstripped", edit{"Dockerfile", "-s -w ", ""})
+	unstripped := e.read(name).Binary
+	noCacheMount := edit{"Dockerfile", "--mount=type=cache,target=/root/.cache/go-build", ""}
+	// The text is new each time, so that no layer is cached but the base image's.
+	line := func(text string) edit { return edit{"handlers.go", "DevOps course info service", e.name + text} }
 	for _, kind := range kinds {
+		f := r.Images[kind]
+		f.Stripped = unstripped - f.Binary
 		e.step("building with nothing cached: %s", kind)
-		_, duration, err := e.buildCopy(ctx, folder, kind, "BUILD_FLAGS=--no-cache")
-		if err != nil {
-			return err
+		name, f.BuildCold = e.buildEdited(kind, "cold", line("cold"), noCacheMount)
+		before := e.run("image", "inspect", "-f", "{{.RootFS.Layers}}", name)
+		e.step("building after a change of one line: %s", kind)
+		name, f.BuildChange = e.buildEdited(kind, "changed", line("changed"))
+		for i, l := range e.read(name).Layers {
+			f.Layers[i].Shared = strings.Contains(before, l.DiffID)
+			if !f.Layers[i].Shared {
+				f.ChangeDownload += l.Compressed
+			}
 		}
-		r.Images[kind].BuildCold = duration.Seconds()
 	}
-	e.removeImages(ctx)
-	return nil
 }
 
-// describe says what was measured, when and where.
-func describe(ctx context.Context, e *engine, r *report, system *fileSystem, config *imageConfig) error {
-	version, err := e.output(ctx, "version", "--format", "{{.Server.Version}}")
-	if err != nil {
-		version, err = e.output(ctx, "--version") // podman may have no server
+// parseSize reads the size at the start of what an engine prints, such as "1.5MiB / 2GiB" (docker)
+// or "12.4 MB" (podman).
+func (e *engine) parseSize(printed string) size {
+	var number float64
+	var unit string
+	fmt.Sscanf(printed, "%f%s", &number, &unit)
+	factor := map[string]float64{
+		"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+	}[unit]
+	if factor == 0 {
+		e.fail(fmt.Errorf("%q does not begin with a size", printed))
 	}
-	if err != nil {
-		return err
-	}
-	info, err := buildinfo.Read(bytes.NewReader(system.contents[binaryPath]))
-	if err != nil {
-		return err
-	}
-	settings := map[string]string{}
-	for _, s := range info.Settings {
-		settings[s.Key] = s.Value
-	}
-	labels := config.Config.Labels
-	revision := labels["org.opencontainers.image.revision"]
-	r.Version = fmt.Sprintf("devops-info-service %s (%.12s) %s %s/%s", labels["org.opencontainers.image.version"],
-		revision, info.GoVersion, settings["GOOS"], settings["GOARCH"])
-	r.Date = time.Now().UTC().Format(time.DateOnly)
-	r.Engine = filepath.Base(e.docker) + " " + version
-	r.CPUs = runtime.NumCPU()
-	r.Processor = runtime.GOARCH
-	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if match := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(cpuinfo); match != nil {
-		r.Processor = string(match[1])
-	}
-	return nil
+	return size(number * factor)
 }
