@@ -218,7 +218,7 @@ func memoryOf(t *testing.T, container string) (read func(when string) int64) {
 	var files map[string][]string
 	if match := regexp.MustCompile(`(?m)^\d+:memory:(.+)$`).FindSubmatch(groups); match != nil {
 		folder := "/sys/fs/cgroup/memory" + string(match[1])
-		if err := os.WriteFile(folder+"/memory.kmem.tcp.limit_in_bytes", []byte(strconv.Itoa(1<<40)), 0o644); err != nil {
+		if err := os.WriteFile(folder+"/memory.kmem.tcp.limit_in_bytes", []byte(strconv.FormatInt(1<<40, 10)), 0o644); err != nil {
 			t.Fatalf("cannot count the kernel's memory for TCP: %v", err)
 		}
 		files = map[string][]string{
