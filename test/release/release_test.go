@@ -250,7 +250,7 @@ case $* in
 "buildx inspect") echo "Driver: ${DRIVER:-remote}"; exit "${NO_BUILDER:-0}" ;;
 "buildx imagetools inspect "*) echo "${NO_REGISTRY:-not found}" >&2; exit 1 ;;
 "info "*) echo "[[driver-type ${STORE:-overlay2}]]" ;;
-*) touch "$0.built" ;;
+"buildx bake "*) touch "$0.built" ;;
 esac
 `
 
