@@ -95,6 +95,7 @@ func TestHonestClients(t *testing.T) {
 			name, address := start(t, limits...)
 			load := func(program string, generate func(*testing.T, string, int) (int, int, float64)) {
 				untilOneSucceeds(t, func() string {
+					waitForPorts()
 					requests, failed, rate := generate(t, "http://"+address+"/health", test.clients)
 					t.Logf("%s: %d requests, %d failed, %.0f a second", program, requests, failed, rate)
 					if allowed := requests / 10_000; failed > allowed || test.fit && failed > 0 {
@@ -156,7 +157,7 @@ func hey(t *testing.T, url string, clients int) (requests, failed int, rate floa
 	}
 	rate, _ = strconv.ParseFloat(string(match[1]), 64)
 	// A line is "[status] count responses", or "[count] error".
-	for _, line := range regexp.MustCompile(`(?m)^\s+\[(\d+)\]\s+(?:(\d+) responses)?`).FindAllSubmatch(output, -1) {
+	for _, line := range regexp.MustCompile(`(?m)^\s+\[(\d+)\]\s+(?:(\d+) responses|.*)$`).FindAllSubmatch(output, -1) {
 		count, err := strconv.Atoi(string(line[2]))
 		if err != nil {
 			count, _ = strconv.Atoi(string(line[1]))
@@ -164,6 +165,7 @@ func hey(t *testing.T, url string, clients int) (requests, failed int, rate floa
 		requests += count
 		if err != nil || string(line[1]) != "200" {
 			failed += count
+			t.Logf("hey: %s", bytes.TrimSpace(line[0]))
 		}
 	}
 	return requests, failed, rate
@@ -241,6 +243,17 @@ func memoryOf(t *testing.T, container string) (read func(when string) int64) {
 		t.Fatalf("cannot read the container's memory from %v", files)
 	}
 	return read
+}
+
+// waitForPorts waits until fewer than 1,000 ports of this machine are in TIME_WAIT, in which a closed connection keeps
+// its port for a minute, because without a free port a client cannot connect.
+func waitForPorts() {
+	for deadline := time.Now().Add(75 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		text, _ := os.ReadFile("/proc/net/sockstat")
+		if !regexp.MustCompile(`\btw \d{4}`).Match(text) {
+			return
+		}
+	}
 }
 
 // attack is what one attacker does with its connection until the service closes it.
