@@ -23,7 +23,6 @@ func TestBadInputGetsA4xxOrAClose(t *testing.T) {
 		want []int // one of these
 	}{
 		"garbage":                      {"\x00\xff\xfe\r\n\r\n", []int{400}},
-		"text":                         {"hello there\r\n\r\n", []int{400}},
 		"HTTP/2 preface":               {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []int{404}},
 		"no Host":                      {get + end, []int{400}},
 		"two Hosts":                    {get + host + host + end, []int{400}},

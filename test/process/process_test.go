@@ -23,7 +23,6 @@ func TestFlagsAndBadEnvironments(t *testing.T) {
 		stdout, stderr    string // how each begins; empty: nothing is printed
 	}{
 		{"-h", "", 0, usage, ""},
-		{"--help", "", 0, usage, ""},
 		{"-version", "", 0, "devops-info-service 1.0.0 " + platform + "\n", ""},
 		{"-port 80", "", 2, "", name + "flag provided but not defined: -port\n\n" + usage},
 		{"-version=perhaps", "", 2, "", name + "invalid boolean value \"perhaps\" for -version: "},
