@@ -13,11 +13,13 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // Bounds on what may hang.
 const (
-	startTimeout   = time.Minute      // starting one container
+	createTimeout  = time.Minute      // making one container
 	cleanupTimeout = 2 * time.Minute  // removing everything that was made
 	stopTimeout    = 10 * time.Second // a command that was told to stop
 )
@@ -80,14 +82,13 @@ func (e *engine) output(ctx context.Context, name string, args ...string) string
 	return strings.TrimSpace(stdout.String())
 }
 
-// start starts a container. That is completed when the program is interrupted, because the engine
-// completes it too and the container must exist when it is removed.
-func (e *engine) start(container, image string) {
+// create runs a command that makes a container. It is completed when the program is interrupted,
+// because the engine completes it too and the container must exist when it is removed.
+func (e *engine) create(container, command string, args ...string) {
 	e.fail(e.ctx.Err())
-	e.undo = append(e.undo, []string{"rm", "-f", container})
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), startTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), createTimeout)
 	defer cancel()
-	e.output(ctx, e.docker, "run", "-d", "--name", container, "-p", "127.0.0.1::5002", image)
+	e.output(ctx, e.docker, append([]string{command, "--name", container}, args...)...)
 }
 
 // build runs one of make's build targets in a folder.
@@ -123,20 +124,18 @@ func (e *engine) buildEdited(kind, label string, edits ...edit) (string, seconds
 	return image, seconds(time.Since(begun).Seconds())
 }
 
-// read measures what an image has in it.
-func (e *engine) read(name string) *figures {
-	f := &figures{}
-	path := filepath.Join(e.folder, "image.tar")
+// archive has the engine write an archive, and a function read it.
+func (e *engine) archive(read func(tarball.Opener) error, command ...string) {
+	path := filepath.Join(e.folder, "archive.tar")
 	defer os.Remove(path)
-	if e.run("save", "-o", path, name); e.err == nil {
-		e.fail(f.readImage(func() (io.ReadCloser, error) {
+	if e.run(append(command, "-o", path)...); e.err == nil {
+		e.fail(read(func() (io.ReadCloser, error) {
 			archive, err := os.Open(path)
 			// Compressing takes a while; an interruption ends it, because a closed file cannot be read.
 			context.AfterFunc(e.ctx, func() { archive.Close() })
 			return archive, err
-		}, e.layers))
+		}))
 	}
-	return f
 }
 
 // cleanup removes every container, image and file that was made here. Where the measurement did not
@@ -145,9 +144,9 @@ func (e *engine) cleanup() {
 	e.endStep()
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	for _, command := range e.undo {
+	for i := len(e.undo) - 1; i >= 0; i-- {
 		e.err = nil
-		e.output(ctx, e.docker, command...)
+		e.output(ctx, e.docker, e.undo[i]...)
 	}
 	os.RemoveAll(e.folder)
 }

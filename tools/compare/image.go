@@ -16,7 +16,6 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
@@ -28,9 +27,10 @@ type layer struct {
 	Shared     bool   `json:"shared_after_change"` // a change of one line leaves it as it is
 }
 
-// readImage measures what an archive of docker save has. Layers that are known are not compressed
-// again; others are added to them.
-func (f *figures) readImage(archive tarball.Opener, known map[string]size) error {
+// readLayers reads an archive of docker save. It compresses each layer as docker push does it, by gzip
+// with its default level, and finds the instruction that made it. Layers that are known are not
+// compressed again; others are added to them.
+func (f *figures) readLayers(archive tarball.Opener, known map[string]size) error {
 	image, err := tarball.Image(archive, nil)
 	if err != nil {
 		return err
@@ -39,19 +39,11 @@ func (f *figures) readImage(archive tarball.Opener, known map[string]size) error
 	if err != nil {
 		return err
 	}
-	if err := f.readLayers(image, config, known); err != nil {
-		return err
-	}
-	return f.readFiles(image, config.Config.User)
-}
-
-// readLayers compresses each layer as docker push does it, by gzip with its default level, and finds
-// the instruction that made it.
-func (f *figures) readLayers(image v1.Image, config *v1.ConfigFile, known map[string]size) error {
 	layers, err := image.Layers()
 	if err != nil {
 		return err
 	}
+	f.configuredUser = config.Config.User
 	// The history has an entry for each instruction, and most of them make no layer.
 	made := slices.DeleteFunc(config.History, func(h v1.History) bool { return h.EmptyLayer })
 	for i, content := range layers {
@@ -99,13 +91,16 @@ const (
 	zonesPath        = "usr/local/go/lib/time/zoneinfo.zip"
 )
 
-// readFiles measures the files that all layers make together, as a container would see them.
-func (f *figures) readFiles(image v1.Image, user string) error {
+// readFiles reads an archive of docker export.
+func (f *figures) readFiles(open tarball.Opener) error {
+	content, err := open()
+	if err != nil {
+		return err
+	}
+	defer content.Close()
 	contents := map[string][]byte{}
 	var programs names // in a folder for them
-	files := mutate.Extract(image)
-	defer files.Close()
-	for archive := tar.NewReader(files); ; {
+	for archive := tar.NewReader(content); ; {
 		file, err := archive.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -123,7 +118,7 @@ func (f *figures) readFiles(image v1.Image, user string) error {
 		default:
 			f.Base += bytes
 		}
-		if file.Typeflag == tar.TypeReg && file.Mode&0o100 != 0 {
+		if file.Mode&0o100 != 0 && file.Size > 0 { // no folder, and not the empty files of the engine, such as etc/hosts
 			f.Executables++
 		}
 		if folder := path.Base(path.Dir(file.Name)); folder == "bin" || folder == "sbin" {
@@ -146,7 +141,7 @@ func (f *figures) readFiles(image v1.Image, user string) error {
 		packages := bytes.Count(database, []byte("\nV:")) // the line with a package's version
 		f.Packages = &packages
 	}
-	return errors.Join(f.readBinary(contents[binaryPath]), f.readUser(user, contents[accountsPath]))
+	return errors.Join(f.readBinary(contents[binaryPath]), f.readUser(contents[accountsPath]))
 }
 
 // among returns those of the wanted names that are there.
@@ -168,15 +163,14 @@ func (f *figures) readBinary(content []byte) error {
 }
 
 // readUser finds the number of the user that an image's configuration names, and the user's name.
-func (f *figures) readUser(user string, accounts []byte) (err error) {
-	number, _, _ := strings.Cut(user, ":") // a group may follow
+func (f *figures) readUser(accounts []byte) (err error) {
+	number, _, _ := strings.Cut(f.configuredUser, ":") // a group may follow
 	if number == "" {
 		number = "0"
 	}
 	if f.UID, err = strconv.Atoi(number); err != nil {
-		return fmt.Errorf("USER %s: must be a number, because Kubernetes' runAsNonRoot needs it", user)
+		return fmt.Errorf("USER %s: must be a number, because Kubernetes' runAsNonRoot needs it", f.configuredUser)
 	}
-	f.User = "n/a"
 	if account := regexp.MustCompile(`(?m)^([^:]+):[^:]*:` + number + `:`).FindSubmatch(accounts); account != nil {
 		f.User = string(account[1])
 	}

@@ -10,8 +10,11 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // file is one entry of an archive that a test makes: a regular file, or a link to another.
@@ -36,12 +39,12 @@ func makeArchive(files ...file) []byte {
 	return archive.Bytes()
 }
 
-func compress(content []byte) []byte {
+func compress(content string) string {
 	var compressed bytes.Buffer
 	w := gzip.NewWriter(&compressed)
-	w.Write(content)
+	io.WriteString(w, content)
 	w.Close()
-	return compressed.Bytes()
+	return compressed.String()
 }
 
 // program makes the smallest ELF file that has one program header of a type.
@@ -56,8 +59,44 @@ func program(kind elf.ProgType) string {
 	return file.String()
 }
 
-// TestReadImage reads an image of two layers, as Docker before 25 saves it and as later ones do.
-func TestReadImage(t *testing.T) {
+func opener(archive []byte) tarball.Opener {
+	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }
+}
+
+// TestReadLayers reads an archive as Docker before 25 saves it, and as later ones do.
+func TestReadLayers(t *testing.T) {
+	base, service := strings.Repeat("base", 1000), strings.Repeat("service", 100)
+	diffIDs := []string{fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(base))), fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(service)))}
+	config := fmt.Sprintf(`{"config": {"User": "10001:10001"}, "rootfs": {"type": "layers", "diff_ids": [%q, %q]}, "history": [
+		{"comment": "Imported from -"}, {"created_by": "ENV A=b", "empty_layer": true},
+		{"created_by": "RUN |1 A=b /bin/sh -c go   build # buildkit"}]}`, diffIDs[0], diffIDs[1])
+	want := []layer{
+		{DiffID: diffIDs[0], CreatedBy: "Imported from -", Compressed: size(len(compress(base)))},
+		{DiffID: diffIDs[1], CreatedBy: "RUN go build", Compressed: size(len(compress(service)))},
+	}
+	for name, archive := range map[string][]byte{
+		"uncompressed layers, one of them a link": makeArchive(
+			file{name: "c.json", content: config},
+			file{name: "1/layer.tar", link: "../0/layer.tar"},
+			file{name: "0/layer.tar", content: base},
+			file{name: "2/layer.tar", content: service},
+			file{name: "manifest.json", content: `[{"Config":"c.json","Layers":["1/layer.tar","2/layer.tar"]}]`}),
+		"compressed layers": makeArchive(
+			file{name: "blobs/sha256/c", content: config},
+			file{name: "blobs/sha256/1", content: compress(base)},
+			file{name: "blobs/sha256/2", content: compress(service)},
+			file{name: "manifest.json", content: `[{"Config":"blobs/sha256/c","Layers":["blobs/sha256/1","blobs/sha256/2"]}]`}),
+	} {
+		f, known := &figures{}, map[string]size{}
+		err := f.readLayers(opener(archive), known)
+		download := want[0].Compressed + want[1].Compressed
+		if err != nil || !slices.Equal(f.Layers, want) || f.Download != download || len(known) != 2 || f.configuredUser != "10001:10001" {
+			t.Errorf("%s: %v, known %v,\n%+v, want\n%+v", name, err, known, f, want)
+		}
+	}
+}
+
+func TestReadFiles(t *testing.T) {
 	files := []file{
 		{name: "etc/passwd", content: "root:x:0:0::/:/bin/sh\nmariaappgo:x:10001:10001::/:/sbin/nologin\n"},
 		{name: "etc/ssl/certs/ca-certificates.crt", content: strings.Repeat("-----BEGIN CERTIFICATE-----\n", 3)},
@@ -67,73 +106,38 @@ func TestReadImage(t *testing.T) {
 		{name: "sbin/apk", content: "apk", mode: 0o755},
 		{name: "usr/local/gone", content: "no toolchain"},
 	}
-	var baseSize size
+	var base size
 	for _, f := range files {
-		baseSize += size(len(f.content))
+		base += size(len(f.content))
 	}
-	base := makeArchive(append(files,
-		file{name: "var/removed", content: "the layer above removes it"},
-		file{name: "usr/local/go/bin/go", content: "go compiler", mode: 0o755})...)
 	service := program(elf.PT_LOAD)
-	upper := makeArchive(
-		file{name: "var/.wh.removed"},
+	archive := makeArchive(append(files,
+		file{name: ".dockerenv", mode: 0o755},
+		file{name: "usr/local/go/bin/go", content: "go compiler", mode: 0o755},
 		file{name: "root/.cache/go-build/00/1", content: "cached"},
-		file{name: binaryPath, content: service, mode: 0o755})
-	diffIDs := []string{fmt.Sprintf("sha256:%x", sha256.Sum256(base)), fmt.Sprintf("sha256:%x", sha256.Sum256(upper))}
-	config := fmt.Sprintf(`{"config": {"User": "10001:10001"}, "rootfs": {"type": "layers", "diff_ids": [%q, %q]}, "history": [
-		{"comment": "Imported from -"}, {"created_by": "ENV A=b", "empty_layer": true},
-		{"created_by": "RUN |1 A=b /bin/sh -c go   build # buildkit"}]}`, diffIDs[0], diffIDs[1])
+		file{name: binaryPath, content: service, mode: 0o755})...)
 	packages := 2
 	want := &figures{
-		Base: baseSize, Toolchain: 11, BuildCache: 6, Binary: size(len(service)), Unpacked: baseSize + 17 + size(len(service)),
+		Base: base, Toolchain: 11, BuildCache: 6, Binary: size(len(service)), Unpacked: base + 11 + 6 + size(len(service)),
 		SHA256: digest(fmt.Sprintf("%x", sha256.Sum256([]byte(service)))), Linkage: "static", Packages: &packages, Certificates: 3,
-		Executables: 4, Shells: names{"sh"}, Tools: names{"go"}, Managers: names{"apk"}, User: "mariaappgo", UID: 10001,
-		Layers: []layer{
-			{DiffID: diffIDs[0], CreatedBy: "Imported from -", Compressed: size(len(compress(base)))},
-			{DiffID: diffIDs[1], CreatedBy: "RUN go build", Compressed: size(len(compress(upper)))},
-		},
+		Executables: 4, Shells: names{"sh"}, Tools: names{"go"}, Managers: names{"apk"},
+		User: "mariaappgo", UID: 10001, configuredUser: "10001:10001",
 	}
-	want.Download = want.Layers[0].Compressed + want.Layers[1].Compressed
-	want.DownloadTime = seconds(want.Download) * 8 / 100e6
-	for _, test := range []struct {
-		name  string
-		files []file
-	}{
-		{"uncompressed layers, one of them a link", []file{
-			{name: "c.json", content: config},
-			{name: "1/layer.tar", link: "../0/layer.tar"},
-			{name: "0/layer.tar", content: string(base)},
-			{name: "2/layer.tar", content: string(upper)},
-			{name: "manifest.json", content: `[{"Config":"c.json","Layers":["1/layer.tar","2/layer.tar"]}]`},
-		}},
-		{"compressed layers", []file{
-			{name: "blobs/sha256/c", content: config},
-			{name: "blobs/sha256/1", content: string(compress(base))},
-			{name: "blobs/sha256/2", content: string(compress(upper))},
-			{name: "manifest.json", content: `[{"Config":"blobs/sha256/c","Layers":["blobs/sha256/1","blobs/sha256/2"]}]`},
-		}},
-	} {
-		archive := makeArchive(test.files...)
-		got, known := &figures{}, map[string]size{}
-		err := got.readImage(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil }, known)
-		if err != nil || !reflect.DeepEqual(got, want) || len(known) != 2 {
-			t.Errorf("%s: %v, known %v,\n%+v, want\n%+v", test.name, err, known, got, want)
-		}
+	got := &figures{configuredUser: "10001:10001"}
+	if err := got.readFiles(opener(archive)); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v\n%+v, want\n%+v", err, got, want)
 	}
-}
-
-func TestReadBinary(t *testing.T) {
-	f := &figures{}
-	if err := f.readBinary([]byte(program(elf.PT_INTERP))); err != nil || f.Linkage != "dynamic" {
-		t.Errorf("a program with a dynamic linker: %q, %v", f.Linkage, err)
+	archive = makeArchive(file{name: binaryPath, content: program(elf.PT_INTERP)})
+	if err := got.readFiles(opener(archive)); err != nil || got.Linkage != "dynamic" {
+		t.Errorf("a program with a dynamic linker: %q, %v", got.Linkage, err)
 	}
 }
 
 func TestReadUser(t *testing.T) {
 	accounts := []byte("root:x:0:0::/:/bin/sh\nservice:x:77:88::/:/sbin/nologin\n")
-	for user, want := range map[string]string{"": "root 0", "77": "service 77", "77:88": "service 77", "7": "n/a 7", "service": "USER service: must be"} {
-		f := &figures{}
-		err := f.readUser(user, accounts)
+	for user, want := range map[string]string{"": "root 0", "77": "service 77", "7": " 7", "service": "USER service: must be"} {
+		f := &figures{configuredUser: user}
+		err := f.readUser(accounts)
 		if got := fmt.Sprint(f.User, " ", f.UID, err); !strings.Contains(got, want) {
 			t.Errorf("USER %s: %s, want %s", user, got, want)
 		}

@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -72,7 +73,8 @@ func writeDocs(r *report) (said string, err error) {
 	if documents["docs/comparison.svg"], err = chart(r); err != nil {
 		return "", err
 	}
-	for name, figures := range map[string]string{"docs/comparison.md": summary(r) + "\n" + text(r), "README.md": summary(r)} {
+	short := table(comparison(r, "short"))
+	for name, figures := range map[string]string{"docs/comparison.md": short + "\n" + text(r), "README.md": short} {
 		old, err := os.ReadFile(name)
 		if err != nil {
 			return "", err
@@ -86,9 +88,7 @@ func writeDocs(r *report) (said string, err error) {
 		}
 	}
 	for name, content := range documents {
-		if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
-			return "", err
-		}
+		err = errors.Join(err, os.WriteFile(name, []byte(content), 0o644))
 	}
-	return said, nil
+	return said, err
 }

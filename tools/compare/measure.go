@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // measure builds the images, takes every measurement, and removes what it made for that.
@@ -26,20 +28,22 @@ func measure(ctx context.Context, getenv func(string) string, progress io.Writer
 	defer e.cleanup()
 	r := &report{Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), Images: map[string]*figures{}}
 	e.run("ps", "-q") // docker info does not say why nothing answers
+	ids := map[string]string{}
 	for _, kind := range kinds {
 		e.step("building the image: %s", kind)
-		name := getenv(strings.ToUpper(kind) + "_IMAGE")
+		f, name := &figures{}, getenv(strings.ToUpper(kind)+"_IMAGE")
+		r.Images[kind] = f
 		e.build(".", kind, name)
 		// By its ID, another build of the same name changes nothing here.
-		id := e.run("image", "inspect", "-f", "{{.Id}}", name+":latest")
-		e.step("reading its layers and files: %s", kind)
-		f := e.read(id)
-		r.Images[kind], f.id = f, id
+		ids[kind] = e.run("image", "inspect", "-f", "{{.Id}}", name+":latest")
 		f.EngineSize = e.parseSize(e.run("images", "--format", "{{.Size}}", name+":latest"))
+		e.step("reading its layers and files: %s", kind)
+		e.archive(func(a tarball.Opener) error { return f.readLayers(a, e.layers) }, "save", ids[kind])
+		e.readFiles(f, kind, ids[kind])
 		f.Ratio = ratio(r.Images[single].Unpacked) / ratio(f.Unpacked)
 		f.Reduction = percent(100 - 100/f.Ratio)
 	}
-	e.measureStarts(r)
+	e.measureStarts(r, ids)
 	e.measureZones(r)
 	r.Version = e.run("exec", e.container(multi), "/"+binaryPath, "-version")
 	r.Engine = filepath.Base(e.docker) + " " + e.run("version", "--format", "{{.Server.Version}}")
@@ -60,17 +64,22 @@ const (
 
 func (e *engine) container(kind string) string { return e.name + "-" + kind }
 
+// readFiles measures an image's files, by a container that is not started.
+func (e *engine) readFiles(f *figures, kind, image string) {
+	e.undo = append(e.undo, []string{"rm", "-f", e.container(kind)})
+	e.create(e.container(kind), "create", image)
+	e.archive(f.readFiles, "export", e.container(kind))
+}
+
 // measureStarts starts each image several times, in turns. The last containers keep running.
-func (e *engine) measureStarts(r *report) {
+func (e *engine) measureStarts(r *report, ids map[string]string) {
 	times, memories := map[string][]float64{}, map[string][]float64{}
 	for i := 1; i <= starts; i++ {
 		e.step("starting each image, %d of %d", i, starts)
 		for _, kind := range kinds {
-			if i > 1 {
-				e.run("rm", "-f", e.container(kind))
-			}
+			e.run("rm", "-f", e.container(kind))
 			begun := time.Now()
-			e.start(e.container(kind), r.Images[kind].id)
+			e.create(e.container(kind), "run", "-d", "-p", "127.0.0.1::5002", ids[kind])
 			// The second line is the same port for IPv6.
 			address, _, _ := strings.Cut(e.run("port", e.container(kind), "5002/tcp"), "\n")
 			for e.err == nil && !answers(address, "/health") {
@@ -105,11 +114,10 @@ func median(values []float64) float64 {
 func answers(address, path string) bool {
 	client := http.Client{Timeout: requestTimeout}
 	response, err := client.Get("http://" + address + path)
-	if err != nil {
-		return false
+	if err == nil {
+		response.Body.Close()
 	}
-	defer response.Body.Close()
-	return response.StatusCode == http.StatusOK
+	return err == nil && response.StatusCode == http.StatusOK
 }
 
 // measureZones tries every time zone of Go's own list in each container that has a shell. The health
@@ -148,19 +156,22 @@ func (e *engine) measureBuilds(r *report) {
 	// though it still has the image's layers.
 	e.step("building without -s -w")
 	name, _ := e.buildEdited(multi, "unstripped", edit{"Dockerfile", "-s -w ", ""})
-	unstripped := e.read(name).Binary
+	unstripped := &figures{}
+	e.readFiles(unstripped, "unstripped", name)
 	noCacheMount := edit{"Dockerfile", "--mount=type=cache,target=/root/.cache/go-build", ""}
 	// The text is new each time, so that no layer is cached but the base image's.
 	line := func(text string) edit { return edit{"handlers.go", "DevOps course info service", e.name + text} }
 	for _, kind := range kinds {
 		f := r.Images[kind]
-		f.Stripped = unstripped - f.Binary
+		f.Stripped = unstripped.Binary - f.Binary
 		e.step("building with nothing cached: %s", kind)
 		name, f.BuildCold = e.buildEdited(kind, "cold", line("cold"), noCacheMount)
 		before := e.run("image", "inspect", "-f", "{{.RootFS.Layers}}", name)
 		e.step("building after a change of one line: %s", kind)
 		name, f.BuildChange = e.buildEdited(kind, "changed", line("changed"))
-		for i, l := range e.read(name).Layers {
+		changed := &figures{}
+		e.archive(func(a tarball.Opener) error { return changed.readLayers(a, e.layers) }, "save", name)
+		for i, l := range changed.Layers {
 			f.Layers[i].Shared = strings.Contains(before, l.DiffID)
 			if !f.Layers[i].Shared {
 				f.ChangeDownload += l.Compressed

@@ -84,9 +84,6 @@ func text(r *report) string {
 		fmt.Sprintf("Measured %s, engine %s, %d CPUs; %s.\n", r.Date, r.Engine, r.CPUs, r.Version)
 }
 
-// summary has the figures that people ask for first.
-func summary(r *report) string { return table(comparison(r, "short")) }
-
 //go:embed chart.svg.tmpl
 var chartTemplate string
 

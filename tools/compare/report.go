@@ -22,10 +22,9 @@ type figures struct {
 	Ratio      ratio   `json:"ratio" row:"– single-stage to it" short:"ratio of single-stage to it"`
 	Reduction  percent `json:"reduction_percent" row:"– smaller than single-stage by" short:"smaller than single-stage by"`
 	EngineSize size    `json:"engine_size_bytes" row:"size in docker images"`
-
-	SHA256   digest `json:"binary_sha256" row:"sha256 of the binary"`
-	Linkage  string `json:"binary_linkage" row:"– linked"`
-	Stripped size   `json:"saved_by_stripping_bytes" row:"– saved in it by -s -w"`
+	SHA256     digest  `json:"binary_sha256" row:"sha256 of the binary"`
+	Linkage    string  `json:"binary_linkage" row:"– linked"`
+	Stripped   size    `json:"saved_by_stripping_bytes" row:"– saved in it by -s -w"`
 
 	Packages     *int   `json:"apk_packages_count" row:"apk packages"` // nil without apk
 	Executables  int    `json:"executable_files_count" row:"executable files"`
@@ -46,9 +45,9 @@ type figures struct {
 	BuildCold      seconds `json:"build_cold_seconds" row:"build, nothing cached"`
 	BuildChange    seconds `json:"build_after_change_seconds" row:"build after a change of one line"`
 
-	Layers []layer `json:"layers"`
-	id     string
-	zones  []byte // Go's zoneinfo.zip
+	Layers         []layer `json:"layers"`
+	configuredUser string  // a number, perhaps with a group after a colon; empty for root
+	zones          []byte  // Go's zoneinfo.zip
 }
 
 // The kinds of values, as a table shows them.
