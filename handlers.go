@@ -55,7 +55,7 @@ type systemInfo struct {
 	Platform        string   `json:"platform"`
 	PlatformVersion string   `json:"platform_version"` // of the operating system
 	Architecture    string   `json:"architecture"`
-	CPUCount        int      `json:"cpu_count"` // the machine's
+	CPUCount        int      `json:"cpu_count"` // that the process may run on
 	GoVersion       string   `json:"go_version"`
 	CPULimit        *float64 `json:"cpu_limit"`          // the container's, in CPUs, such as 0.5; null: none or unknown
 	MemoryLimit     *int64   `json:"memory_limit_bytes"` // the container's; null: none or unknown
@@ -142,7 +142,7 @@ func (s *service) info(r *http.Request, now time.Time) (int, any) {
 			ClientIP:  clientIP(r),
 			UserAgent: excerpt(r.UserAgent(), maxEchoed),
 			Method:    http.MethodGet, // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
-			Path:      r.URL.Path,
+			Path:      requestPath(r),
 		},
 		Endpoints: s.endpoints,
 	}
@@ -163,9 +163,6 @@ func (s *service) startDraining() { s.draining.Store(true) }
 // ServeHTTP answers and logs every request.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := s.now()
-	if r.URL.Path == "" && r.Method != http.MethodConnect {
-		r.URL.Path = "/" // GET http://host asks for the root: RFC 9112, section 3.2.2
-	}
 	status, body := s.respond(r, received)
 
 	header := w.Header()
@@ -183,18 +180,23 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.logRequest(r, status, written, received)
 }
 
-// respond returns the status and the body of the response. A panic becomes a 500.
+// respond returns the status and the body of the response. A panic becomes a 500, unless it is
+// http.ErrAbortHandler, which means that the connection is to end.
 func (s *service) respond(r *http.Request, now time.Time) (status int, body []byte) {
 	defer func() {
-		if v := recover(); v != nil {
+		v := recover()
+		if v == http.ErrAbortHandler {
+			panic(v)
+		}
+		if v != nil {
 			s.log.Error("panic", "error", fmt.Sprint(v), "method", excerpt(r.Method, maxLogged),
-				"path", excerpt(r.URL.Path, maxLogged), "stack", string(debug.Stack()))
+				"path", excerpt(requestPath(r), maxLogged), "stack", string(debug.Stack()))
 			status = http.StatusInternalServerError
 			body = encode(newError(r, status, "The service failed to answer; its log says why."))
 		}
 	}()
 	// Not http.ServeMux, because it redirects paths such as //health, and matches methods only since Go 1.22.
-	h, found := s.handlers[r.URL.Path]
+	h, found := s.handlers[requestPath(r)]
 	var response any
 	switch {
 	case !found:
@@ -210,7 +212,7 @@ func (s *service) respond(r *http.Request, now time.Time) (status int, body []by
 }
 
 func newError(r *http.Request, status int, message string) errorResponse {
-	return errorResponse{http.StatusText(status), message, excerpt(r.URL.Path, maxEchoed)}
+	return errorResponse{http.StatusText(status), message, excerpt(requestPath(r), maxEchoed)}
 }
 
 // encode returns v as one line of JSON. It panics if it cannot, because only a programming error causes that.
@@ -224,14 +226,14 @@ func encode(v any) []byte {
 	return line.Bytes()
 }
 
-// logRequest logs a successful health check at DEBUG, a 500 at ERROR and every other request at INFO. So a stop,
-// during which health checks get 503, raises no alarm.
+// logRequest logs health checks at DEBUG, also those that fail because the service stops, a 500 at ERROR and
+// every other request at INFO.
 func (s *service) logRequest(r *http.Request, status, bytes int, received time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case status == http.StatusInternalServerError:
 		level = slog.LevelError
-	case status == http.StatusOK && r.URL.Path == "/health":
+	case requestPath(r) == "/health" && (status == http.StatusOK || status == http.StatusServiceUnavailable):
 		level = slog.LevelDebug
 	}
 	if !s.log.Enabled(r.Context(), level) {
@@ -239,7 +241,7 @@ func (s *service) logRequest(r *http.Request, status, bytes int, received time.T
 	}
 	s.log.LogAttrs(r.Context(), level, "request",
 		slog.String("method", excerpt(r.Method, maxLogged)),
-		slog.String("path", excerpt(r.URL.Path, maxLogged)),
+		slog.String("path", excerpt(requestPath(r), maxLogged)),
 		slog.Int("status", status),
 		slog.Int("bytes", bytes), // of the body
 		slog.Float64("duration_ms", float64(s.now().Sub(received).Microseconds())/1000),
@@ -269,6 +271,14 @@ func clientIP(r *http.Request) string {
 		return r.RemoteAddr
 	}
 	return client.Addr().Unmap().WithZone("").String()
+}
+
+// requestPath is the path that the request asks for. GET http://host asks for the root (RFC 9112, section 3.2.2).
+func requestPath(r *http.Request) string {
+	if r.URL.Path == "" && r.Method != http.MethodConnect {
+		return "/"
+	}
+	return r.URL.Path
 }
 
 // excerpt returns the first limit bytes of a part of a request, as valid UTF-8. Each run of other bytes becomes

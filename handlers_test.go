@@ -317,10 +317,16 @@ func TestPanicIsLoggedAndTheServiceGoesOn(t *testing.T) {
 		elapsed.Store(int64(12_345 * time.Microsecond))
 		panic("it is broken")
 	})
+	svc.handle("/abort", "Ends the connection", func(*http.Request, time.Time) (int, any) { panic(http.ErrAbortHandler) })
 	server := httptest.NewServer(svc)
 	t.Cleanup(server.Close)
 	address := server.Listener.Addr().String()
 
+	conn := harness.Dial(t, address)
+	harness.Write(t, conn, "GET /abort HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err != io.EOF || logged.String() != "" {
+		t.Errorf("a handler that aborts: got %d bytes, %v and the log %q, want the connection closed and no log", n, err, logged)
+	}
 	response, body := harness.Get(t, address, "/broken")
 	want := `{"error":"Internal Server Error","message":"The service failed to answer; its log says why.","path":"/broken"}` + "\n"
 	if response.StatusCode != 500 || body != want {
@@ -474,7 +480,7 @@ func TestRunServesBothEndpointsUntilItsContextEnds(t *testing.T) {
 	}()
 	address := "127.0.0.1:" + harness.WaitForPort(t, stdout)
 	_, body := harness.Get(t, address, "/")
-	if want := `"endpoints":[{"path":"/","method":"GET","description":"Service information"},{"path":"/health","method":"GET","description":"Health check"}]`; !strings.Contains(body, want) {
+	if want := `"endpoints":[{"path":"/","method":"GET","description":"Service information"},{"path":"/health","method":"GET","description":"Health check"}`; !strings.Contains(body, want) {
 		t.Errorf("got %s, want %s", body, want)
 	}
 	if response, _ := harness.Get(t, address, "/health"); response.StatusCode != 200 {

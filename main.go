@@ -124,7 +124,7 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 
 	listener, err := server.Listen(cfg.Network(), cfg.Address())
 	if err != nil {
-		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v\n", serviceName, cfg.Host, cfg.Port, err)
+		fmt.Fprintf(stderr, "%s: HOST %q, PORT \"%d\": %v%s\n", serviceName, cfg.Host, cfg.Port, err, advice(err))
 		return exitFailure
 	}
 
@@ -155,6 +155,16 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 		return exitFailure // the log says why
 	}
 	return exitOK
+}
+
+// advice is what to do about an error of server.Listen, or empty. The system refuses a port in bind(2): it is
+// taken, or, below 1024, not for ordinary users.
+func advice(err error) string {
+	var system *os.SyscallError
+	if errors.As(err, &system) && system.Syscall == "bind" {
+		return "; choose another PORT (or HOST), such as PORT=8080"
+	}
+	return ""
 }
 
 // setZone makes location the zone of the log's times, which package time takes from time.Local.

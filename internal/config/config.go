@@ -43,7 +43,7 @@ func Help() string {
   HOST   address to listen on: an IP address or a name
          (default: all interfaces, IPv4 and IPv6)
   PORT   port to listen on, 0 to 65535; 0 takes a free one (default: %d)
-  DEBUG  true or false; true also logs each successful /health (default: false)
+  DEBUG  true or false; true also logs health checks (default: false)
   TZ     time zone of current_time and the log, such as Asia/Tokyo
          (default: the system's)
   SHUTDOWN_DELAY    after SIGTERM or SIGINT, how long /health answers 503 while
@@ -123,22 +123,23 @@ func readPort(value string) (uint16, error) {
 }
 
 func readBool(name, value string) (bool, error) {
-	if value == "" {
+	switch strings.ToLower(value) {
+	case "true", "yes", "on", "1", "t", "y":
+		return true, nil
+	case "", "false", "no", "off", "0", "f", "n":
 		return false, nil
 	}
-	b, err := strconv.ParseBool(value)
-	if err != nil {
-		return false, fmt.Errorf("%s %q: must be true or false (or 1, 0, t, f)", name, value)
-	}
-	return b, nil
+	return false, fmt.Errorf("%s %q: must be true or false (or yes, no, on, off, 1, 0)", name, value)
 }
 
+// readLocation reads a zone as tzset(3) does, with or without a colon before it.
 func readLocation(value string) (*time.Location, error) {
-	if value == "" {
+	name := strings.TrimPrefix(value, ":")
+	if value == "" || name == "/etc/localtime" {
 		return time.Local, nil
 	}
-	location, err := time.LoadLocation(value)
-	if err != nil || location == time.Local { // "Local" is a name of Go's, not of the tz database
+	location, err := time.LoadLocation(name)
+	if err != nil || name == "" || location == time.Local { // "Local" is a name of Go's, not of the tz database
 		return nil, fmt.Errorf("TZ %q: must be a name from the tz database, such as UTC or Asia/Tokyo", value)
 	}
 	return location, nil

@@ -24,7 +24,7 @@ func TestBadValueIsNamedInTheError(t *testing.T) {
 	const (
 		host     = ": must be an IP address (no brackets, no port) or a host name"
 		port     = ": must be 0 to 65535"
-		boolean  = ": must be true or false (or 1, 0, t, f)"
+		boolean  = ": must be true or false (or yes, no, on, off, 1, 0)"
 		zone     = ": must be a name from the tz database, such as UTC or Asia/Tokyo"
 		threads  = ": must be a whole number, 1 to 1024"
 		duration = ": must be a duration of 0s or more, such as 500ms or 3s"
@@ -38,6 +38,7 @@ func TestBadValueIsNamedInTheError(t *testing.T) {
 		"port with a space":         {"PORT= 80", `PORT " 80"` + port},
 		"debug neither":             {"DEBUG=maybe", `DEBUG "maybe"` + boolean},
 		"zone unknown":              {"TZ=Mars/Olympus", `TZ "Mars/Olympus"` + zone},
+		"only a colon":              {"TZ=:", `TZ ":"` + zone},
 		"zone Local":                {"TZ=Local", `TZ "Local"` + zone},
 		"zone outside the database": {"TZ=../../etc/passwd", `TZ "../../etc/passwd"` + zone},
 		"zone with a line break":    {"TZ=evil\nline", `TZ "evil\nline"` + zone},
@@ -83,6 +84,12 @@ func TestGoodValues(t *testing.T) {
 		"debug":                {"DEBUG=true", func(c *Config) { c.Debug = true }},
 		"debug as a digit":     {"DEBUG=1", func(c *Config) { c.Debug = true }},
 		"debug off":            {"DEBUG=0", func(*Config) {}},
+		"debug in words":       {"DEBUG=Yes", func(c *Config) { c.Debug = true }},
+		"debug on":             {"DEBUG=ON", func(c *Config) { c.Debug = true }},
+		"no debug in words":    {"DEBUG=no", func(*Config) {}},
+		"debug OFF":            {"DEBUG=OFF", func(*Config) {}},
+		"zone with a colon":    {"TZ=:UTC", func(c *Config) { c.Location = time.UTC }},
+		"zone of the system":   {"TZ=:/etc/localtime", func(*Config) {}},
 		"zone":                 {"TZ=UTC", func(c *Config) { c.Location = time.UTC }},
 		"delay":                {"SHUTDOWN_DELAY=500ms", func(c *Config) { c.ShutdownDelay = 500 * time.Millisecond }},
 		"timeout zero":         {"SHUTDOWN_TIMEOUT=0s", func(c *Config) { c.ShutdownTimeout = 0 }},

@@ -18,12 +18,12 @@ import (
 
 // Limits on what one connection can consume.
 const (
-	readHeaderTimeout = 5 * time.Second  // for a request's header, which clients send at once
-	readTimeout       = 10 * time.Second // for a whole request; no endpoint reads a body
-	writeTimeout      = 10 * time.Second // for a response, which has about 1 KB
-	idleTimeout       = 60 * time.Second // between requests; above the usual probe period, so that probes keep their connection
-	maxHeaderBytes    = 16 << 10         // request line and header; twice what common proxies forward
-	maxHeaderLines    = 100              // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
+	readHeaderTimeout = 5 * time.Second   // for a request's header, which clients send at once
+	readTimeout       = 10 * time.Second  // for a whole request; no endpoint reads a body
+	writeTimeout      = 10 * time.Second  // for a response, which has about 1 KB
+	idleTimeout       = 620 * time.Second // between requests; longer than load balancers keep theirs, usually 60 or 600 s
+	maxHeaderBytes    = 16 << 10          // request line and header; twice what common proxies forward
+	maxHeaderLines    = 100               // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
 )
 
 // firstRequestWait is how long a stop waits for requests that are not in flight yet, because clients that have

@@ -52,10 +52,10 @@ func TestPortThatIsTaken(t *testing.T) {
 	t.Parallel()
 	_, port, _ := net.SplitHostPort(harness.Listen(t).Addr().String())
 	p, code := harness.Run(t, []string{"HOST=127.0.0.1", "PORT=" + port})
-	// The system's own words follow.
+	// The system's own words follow, and what to do.
 	want := `devops-info-service: HOST "127.0.0.1", PORT "` + port + `": listen tcp4 127.0.0.1:` + port + ": bind: "
 	stderr := p.Stderr.String()
-	if code != 1 || !strings.HasPrefix(stderr, want) || strings.Index(stderr, "\n") != len(stderr)-1 || p.Stdout.String() != "" {
+	if code != 1 || !strings.HasPrefix(stderr, want) || !strings.HasSuffix(stderr, "; choose another PORT (or HOST), such as PORT=8080\n") || strings.Count(stderr, "\n") != 1 || p.Stdout.String() != "" {
 		t.Errorf("got exit code %d, stdout %q, stderr %q, want 1 and one line %q…", code, p.Stdout, stderr, want)
 	}
 }
