@@ -18,6 +18,10 @@ const (
 	stopLingerTime      = time.Second      // of that, how much a stop waits for
 	lingerBytes         = 256 << 10        // what the client may still send; net/http reads as much of a body
 	lingerBytesWhenFull = 32 << 10         // the same, while a new connection waits for a slot
+
+	// After as many bytes, a client may still be sending. Its kernel's buffers fill when nobody reads, so that a
+	// proxy stops sending and looks for the response. A reset at once would cost it the response.
+	lingerUnread = 500 * time.Millisecond // net/http waits as long
 )
 
 // phase is what a connection waits for.
@@ -216,7 +220,12 @@ func (c *conn) discard(deadline time.Time) bool {
 		switch {
 		case err != nil:
 			return err == io.EOF
-		case discarded > lingerBytes, discarded > lingerBytesWhenFull && c.listener.waiting.Load():
+		case discarded > lingerBytesWhenFull && c.listener.waiting.Load():
+			return false
+		case discarded > lingerBytes:
+			for end := time.Now().Add(lingerUnread); time.Now().Before(end) && !c.listener.waiting.Load(); {
+				time.Sleep(20 * time.Millisecond) // polls, because nothing tells that somebody waits
+			}
 			return false
 		}
 	}

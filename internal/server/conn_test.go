@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -158,6 +159,19 @@ func TestClientThatStillSendsIsNotReset(t *testing.T) {
 	if n := len(s.slots); n != 1 {
 		t.Errorf("got %d slots taken, want 1, because the client may still be sending", n)
 	}
+}
+
+// A proxy sends a large body until nobody takes it any more, and then looks for the response.
+func TestClientThatSendsALargeBodyGetsTheResponse(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 1)
+	c := s.dial(t)
+	harness.Write(t, c, postHeader+"Content-Length: 100000000\r\n\r\n")
+	c.SetWriteDeadline(time.Now().Add(lingerUnread / 2))
+	if _, err := c.Write(make([]byte, 100_000_000)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("sending the body: got %v, want %v", err, os.ErrDeadlineExceeded)
+	}
+	c.receive(t)
 }
 
 // What a client gets that takes more than it is given.
