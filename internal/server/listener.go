@@ -23,7 +23,7 @@ const (
 	socketBuffer   = 8 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
 	// lookPeriod is how long a new connection waits for the first look, and at least how long an evicted one has
-	// kept the server waiting. docs/performance.md says what other periods cost.
+	// kept the server waiting. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
 )
 
