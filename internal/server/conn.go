@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -44,8 +43,6 @@ const (
 	closed
 )
 
-var errRefused = errors.New("the request's header exceeds a limit")
-
 // conn is the server's end of a connection. It embeds net.Conn and not *net.TCPConn, whose other methods would let
 // net/http write and end the stream past Write and Close.
 type conn struct {
@@ -85,8 +82,11 @@ func stateChanged(nc net.Conn, state http.ConnState) {
 // Read reads from the connection. It stops at the end of a header, because what follows is a body, or the next
 // request, whose header is counted anew. It fails if a header is too large or has too many lines.
 func (c *conn) Read(p []byte) (n int, err error) {
-	if c.phase() == accepted {
+	switch c.phase() {
+	case accepted:
 		c.enter(idle)
+	case closed:
+		return 0, net.ErrClosed
 	}
 	if len(c.rest) > 0 {
 		n, err = c.count(c.rest[:min(len(c.rest), len(p))])
@@ -153,16 +153,20 @@ func hasText(p []byte) bool {
 	return false
 }
 
-// refuse sends a response in the form of those that net/http sends itself. It returns an error that net/http
-// takes for a failed read, so that it closes the connection without another response.
+// refuse sends a response in the form of those that net/http sends itself. It closes the connection, so that net/http
+// adds nothing to it.
 func (c *conn) refuse(status string) error {
 	c.SetWriteDeadline(time.Now().Add(writeTimeout))
 	fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
-	return &net.OpError{Op: "read", Net: "tcp", Err: errRefused}
+	c.Close()
+	return net.ErrClosed
 }
 
 // Write writes to the connection.
 func (c *conn) Write(p []byte) (int, error) {
+	if c.phase() == closed {
+		return 0, net.ErrClosed
+	}
 	c.enter(sending)
 	defer c.enter(working)
 	return c.Conn.Write(p)
@@ -171,14 +175,13 @@ func (c *conn) Write(p []byte) (int, error) {
 // Close ends the stream to the client, and closes the connection in the background when the client has had time
 // to read. Until then the kernel's memory may hold the response, so the connection keeps its slot.
 func (c *conn) Close() error {
+	if c.phase() == closed {
+		return net.ErrClosed
+	}
 	c.listener.mu.Lock()
-	again := !c.closedAt.IsZero()
 	c.enter(closed)
 	c.closedAt = time.Now()
 	c.listener.mu.Unlock()
-	if again {
-		return net.ErrClosed
-	}
 	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil { // evicted, or reset by the client
 		c.abort()
 		c.listener.remove(c)

@@ -62,9 +62,12 @@ func TestHeaderLimits(t *testing.T) {
 					}
 				}()
 				for i, want := range test.want {
-					response, _ := harness.Receive(t, c.reader, "GET")
+					response, body := harness.Receive(t, c.reader, "GET")
 					if response.StatusCode != want {
 						t.Fatalf("response %d: got %d, want %d", i, response.StatusCode, want)
+					}
+					if only := fmt.Sprint(want, " ", http.StatusText(want)); want != 200 && body != only {
+						t.Errorf("response %d: got %q and what follows it, want only %q", i, body, only)
 					}
 				}
 			})

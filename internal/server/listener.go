@@ -25,6 +25,10 @@ const (
 	// lookPeriod is how long a new connection waits for the first look, and at least how long an evicted one has
 	// kept the server waiting. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
+
+	// enough is how many waiting connections get a slot in a lookPeriod when no look is needed. At that rate, the
+	// 4,096 connections that Linux lets wait behind them are served within a second.
+	enough = 1000000
 )
 
 // MaxConnections is the number of connections that fit into memory, in bytes, and into files, a limit on
@@ -62,6 +66,10 @@ type listener struct {
 	waiting    atomic.Bool   // a new connection waits for a slot
 	draining   atomic.Bool   // the server has been told to stop
 
+	// Only Accept uses these.
+	nextLook time.Time // while a connection waits, and until lookPeriod after that
+	served   int       // waiting connections that have got a slot since the last look
+
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
 	batch     int            // how many connections the next look may evict
@@ -87,6 +95,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
+// acquireSlot waits for a slot. Looks go on from one waiting connection to the next, because otherwise a client that
+// closes a connection every 20 ms would prevent them, and hide the service behind thousands that wait.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -95,14 +105,21 @@ func (l *listener) acquireSlot() {
 	}
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
-	ticker := time.NewTicker(lookPeriod)
-	defer ticker.Stop()
+	if time.Since(l.nextLook) > lookPeriod { // nobody has waited lately
+		l.nextLook, l.served = time.Now().Add(lookPeriod), 0
+	}
 	for {
+		timer := time.NewTimer(time.Until(l.nextLook))
 		select {
 		case l.slots <- struct{}{}:
+			timer.Stop()
+			l.served++
 			return
-		case <-ticker.C:
-			l.look()
+		case <-timer.C:
+			if l.served < enough {
+				l.look()
+			}
+			l.nextLook, l.served = time.Now().Add(lookPeriod), 0
 		}
 	}
 }
