@@ -50,7 +50,7 @@ outside = CGO_ENABLED=0 DOCKER='$(DOCKER)' IMAGE=$(MULTI_IMAGE):$(VERSION) $(GO)
 
 .PHONY: help
 help: ## | | print this list (the default)
-	@awk -F ':.*## | *[|] *' '/^[a-z-]+:.*## / { printf "  make %-16s %-8s %-24s %s\n", $$1, $$2, $$3, $$4 }' Makefile
+	@awk -F ':.*## | *[|] *' '/^[a-z-]+:.*## / { printf "  make %-16s %-8s %-28s %s\n", $$1, $$2, $$3, $$4 }' Makefile
 
 # Prerequisites that say what is missing, and what helps, before anything is built: need-docker, need-wrk, …
 need-%: FORCE
@@ -81,9 +81,9 @@ build-scratch: need-docker ## 30 s | Docker | the multi-stage image without Alpi
 
 .PHONY: run-multi
 run-multi: build-multi ## 30 s | Docker | the multi-stage image in the foreground, on PORT; removed when it stops
-	@id=$$($(DOCKER) create --rm -p $(PORT):5002 $(run_settings) $(MULTI_IMAGE):$(VERSION)) && \
-	$(DOCKER) start $$id >/dev/null && echo "http://localhost:$$($(DOCKER) port $$id 5002 | sed -n '1s/.*://p')" && \
-	$(DOCKER) logs $$id && exec $(DOCKER) attach $$id
+	@name=devops-info-service-$$$$; \
+	$(if $(filter 0,$(PORT)),{ for i in 1 2 3 4 5 6 7 8 9; do sleep 1; $(DOCKER) port $$name 5002 2>/dev/null && break; done; } &) \
+	exec $(DOCKER) run --rm --name $$name -p $(PORT):5002 $(run_settings) $(MULTI_IMAGE):$(VERSION)
 
 .PHONY: test
 test: need-go ## 1 min | Go | the tests
@@ -104,19 +104,19 @@ lint: need-go need-shellcheck ## 1 min | Go, shellcheck | formatting, staticchec
 	$(GO) run $(actionlint) .github/workflows/*.yml
 
 .PHONY: test-image
-test-image: build-multi ## 1 min | Docker | the multi-stage image in a real engine
+test-image: need-go build-multi ## 1 min | Go, Docker | the multi-stage image in a real engine
 	$(call outside,image,image,-run '^TestImage')
 
 .PHONY: test-rollout
-test-rollout: need-haproxy build-multi ## 1 min | Docker, HAProxy | a rolling restart under load
+test-rollout: need-go need-haproxy build-multi ## 1 min | Go, Docker, HAProxy | a rolling restart under load
 	$(call outside,image,image,-run '^TestRollout')
 
 .PHONY: test-flood
-test-flood: need-root need-wrk need-hey build-multi ## 5 min | Docker, root, wrk, hey | floods of bad clients, and more good ones than fit
+test-flood: need-go need-root need-wrk need-hey build-multi ## 5 min | Go, Docker, root, wrk, hey | floods of bad clients, and more good ones than fit
 	$(call outside,flood,flood,-skip '^TestSoak$$')
 
 .PHONY: soak
-soak: need-root need-wrk build-multi ## 6 min | Docker, root, wrk | honest clients while bad ones take turns; SOAK=1m is shorter, BARE=yes shows bare net/http too
+soak: need-go need-root need-wrk build-multi ## 6 min | Go, Docker, root, wrk | honest clients while bad ones take turns; SOAK=1m is shorter, BARE=yes shows bare net/http too
 	SOAK=$(SOAK) MEMORY=$(MEMORY) BARE=$(BARE) $(call outside,flood,flood,-run '^TestSoak$$' -timeout 0)
 
 .PHONY: test-kubernetes
@@ -166,7 +166,7 @@ dist: need-go need-git ## 3 min | Go, git | the binary for twelve platforms, as 
 
 # The first test begins with a push. Where that cannot be, it says so, and nothing else is run or built.
 .PHONY: test-release
-test-release: need-docker need-unzip ## 5 min | Docker, registry, unzip | rehearse a release in the registry at localhost:5000
+test-release: need-go need-docker need-unzip ## 5 min | Go, Docker, registry, unzip | rehearse a release in the registry at localhost:5000
 	CGO_ENABLED=0 $(GO) test -tags release -failfast -count=1 -timeout 30m -v ./test/release
 
 .PHONY: clean

@@ -24,12 +24,9 @@ const (
 	serviceDescription = "DevOps course info service"
 	serviceFramework   = "Go net/http"
 
-	// maxEchoed bounds, in bytes of the request, each part of it that a response repeats, because the response
-	// stays in memory until the client reads it.
-	maxEchoed = 4 << 10
-
-	// maxLogged is the same for log lines.
-	maxLogged = 1 << 10
+	// maxRepeated bounds, in bytes, each part of a request that a response or a log line repeats, because both
+	// stay in memory until they are read. Encoded, it can be six times as long.
+	maxRepeated = 1 << 10
 
 	timeLayout = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
 )
@@ -140,7 +137,7 @@ func (s *service) info(r *http.Request, now time.Time) (int, any) {
 		Runtime: runtimeInfo{int64(uptime / time.Second), formatUptime(uptime), local.Format(timeLayout), timezone},
 		Request: requestInfo{
 			ClientIP:  clientIP(r),
-			UserAgent: excerpt(r.UserAgent(), maxEchoed),
+			UserAgent: excerpt(r.UserAgent()),
 			Method:    http.MethodGet, // for HEAD too: its Content-Length must be that of GET (RFC 9110, section 8.6)
 			Path:      requestPath(r),
 		},
@@ -189,8 +186,8 @@ func (s *service) respond(r *http.Request, now time.Time) (status int, body []by
 			panic(v)
 		}
 		if v != nil {
-			s.log.Error("panic", "error", fmt.Sprint(v), "method", excerpt(r.Method, maxLogged),
-				"path", excerpt(requestPath(r), maxLogged), "stack", string(debug.Stack()))
+			s.log.Error("panic", "error", fmt.Sprint(v), "method", excerpt(r.Method),
+				"path", excerpt(requestPath(r)), "stack", string(debug.Stack()))
 			status = http.StatusInternalServerError
 			body = encode(newError(r, status, "The service failed to answer; its log says why."))
 		}
@@ -204,7 +201,7 @@ func (s *service) respond(r *http.Request, now time.Time) (status int, body []by
 		response = newError(r, status, "No such path; GET / lists the endpoints.")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		status = http.StatusMethodNotAllowed
-		response = newError(r, status, excerpt(r.Method, maxEchoed)+" is not allowed here; use GET or HEAD.")
+		response = newError(r, status, excerpt(r.Method)+" is not allowed here; use GET or HEAD.")
 	default:
 		status, response = h(r, now)
 	}
@@ -212,7 +209,7 @@ func (s *service) respond(r *http.Request, now time.Time) (status int, body []by
 }
 
 func newError(r *http.Request, status int, message string) errorResponse {
-	return errorResponse{http.StatusText(status), message, excerpt(requestPath(r), maxEchoed)}
+	return errorResponse{http.StatusText(status), message, excerpt(requestPath(r))}
 }
 
 // encode returns v as one line of JSON. It panics if it cannot, because only a programming error causes that.
@@ -240,13 +237,13 @@ func (s *service) logRequest(r *http.Request, status, bytes int, received time.T
 		return // before the attributes are made
 	}
 	s.log.LogAttrs(r.Context(), level, "request",
-		slog.String("method", excerpt(r.Method, maxLogged)),
-		slog.String("path", excerpt(requestPath(r), maxLogged)),
+		slog.String("method", excerpt(r.Method)),
+		slog.String("path", excerpt(requestPath(r))),
 		slog.Int("status", status),
 		slog.Int("bytes", bytes), // of the body
 		slog.Float64("duration_ms", float64(s.now().Sub(received).Microseconds())/1000),
 		slog.String("client_ip", clientIP(r)),
-		slog.String("user_agent", excerpt(r.UserAgent(), maxLogged)),
+		slog.String("user_agent", excerpt(r.UserAgent())),
 	)
 }
 
@@ -281,10 +278,10 @@ func requestPath(r *http.Request) string {
 	return r.URL.Path
 }
 
-// excerpt returns the first limit bytes of a part of a request, as valid UTF-8. Each run of other bytes becomes
-// one U+FFFD.
-func excerpt(s string, limit int) string {
-	return strings.ToValidUTF8(s[:min(len(s), limit)], "\ufffd")
+// excerpt returns the first maxRepeated bytes of a part of a request, as valid UTF-8. Each run of other bytes
+// becomes one U+FFFD.
+func excerpt(s string) string {
+	return strings.ToValidUTF8(s[:min(len(s), maxRepeated)], "\ufffd")
 }
 
 // formatUptime names the two largest units of d that are not zero, such as "1 hour, 3 minutes". Less

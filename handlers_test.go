@@ -235,8 +235,9 @@ func TestInfoDescribesServiceSystemAndRequest(t *testing.T) {
 		`,"architecture":"` + runtime.GOARCH + `","cpu_count":` + strconv.Itoa(runtime.NumCPU()) + `,"go_version":"` + runtime.Version() + `","cpu_limit":null,"memory_limit_bytes":null},` +
 		`"runtime":{"uptime_seconds":0,"uptime_human":"0 seconds","current_time":"2024-02-29T23:30:00.123Z","timezone":"UTC"},` +
 		`"request":{"client_ip":"127.0.0.1","user_agent":"test/1","method":"GET","path":"/"},` +
-		`"endpoints":[{"path":"/","method":"GET","description":"Service information"},{"path":"/health","method":"GET","description":"Health check"}]}` + "\n"
-	if got != want {
+		`"endpoints":[{"path":"/","method":"GET","description":"Service information"},{"path":"/health","method":"GET","description":"Health check"}`
+	// More endpoints may follow.
+	if !strings.HasPrefix(got, want) || !strings.HasSuffix(got, "}]}\n") {
 		t.Errorf("got\n%s, want\n%s", got, want)
 	}
 }
@@ -287,7 +288,7 @@ func TestResponseDoesNotWaitForTheBody(t *testing.T) {
 func TestUserAgentIsRepeatedAsValidUTF8(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
-	long := strings.Repeat("a", maxEchoed)
+	long := strings.Repeat("a", maxRepeated)
 	for name, test := range map[string]struct{ sent, want string }{
 		"empty":                     {"", ""},
 		"quotes and backslash":      {`say "hi" \ back`, `say "hi" \ back`},
@@ -295,9 +296,9 @@ func TestUserAgentIsRepeatedAsValidUTF8(t *testing.T) {
 		"latin-1":                   {"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd"},
 		"UTF-8":                     {"naïve ☕ \u2028", "naïve ☕ \u2028"},
 		"tab":                       {"tab\there", "tab\there"},
-		"4 KiB":                     {long, long},
-		"more than 4 KiB":           {long + "cut", long},
-		"4 KiB end inside a letter": {long[1:] + "é", long[1:] + "\ufffd"},
+		"1 KiB":                     {long, long},
+		"more than 1 KiB":           {long + "cut", long},
+		"1 KiB end inside a letter": {long[1:] + "é", long[1:] + "\ufffd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := s.info(t, "User-Agent: "+test.sent+"\r\n").Request.UserAgent; got != test.want {
@@ -463,8 +464,8 @@ func TestLogLinesAreBounded(t *testing.T) {
 	harness.Request(t, s.address, "GET", "/"+long, "User-Agent: "+long+"\r\n")
 	line := harness.WaitForLog(t, s.log, "request", 1)[0]
 	for _, key := range []string{"path", "user_agent"} {
-		if got := len(fmt.Sprint(line[key])); got != maxLogged {
-			t.Errorf("got %d bytes of %s, want %d", got, key, maxLogged)
+		if got := len(fmt.Sprint(line[key])); got != maxRepeated {
+			t.Errorf("got %d bytes of %s, want %d", got, key, maxRepeated)
 		}
 	}
 }

@@ -161,10 +161,10 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 // taken, or, below 1024, not for ordinary users.
 func advice(err error) string {
 	var system *os.SyscallError
-	if errors.As(err, &system) && system.Syscall == "bind" {
-		return "; choose another PORT (or HOST), such as PORT=8080"
+	if !errors.As(err, &system) || system.Syscall != "bind" || errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return ""
 	}
-	return ""
+	return "; choose another PORT, such as 8080"
 }
 
 // setZone makes location the zone of the log's times, which package time takes from time.Local.

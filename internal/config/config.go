@@ -53,7 +53,7 @@ func Help() string {
   GOMAXPROCS        threads that run Go code at once, 1 to 1024 (default: the
                     container's CPU limit rounded up, or the machine's CPUs)
   GOMEMLIMIT        memory that the Go runtime tries to stay below, such as 48MiB
-                    (default: half of the container's memory limit)
+                    (default: five eighths of the container's memory limit)
 `, DefaultPort, DefaultShutdownDelay, DefaultShutdownTimeout)
 }
 

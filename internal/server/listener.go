@@ -12,23 +12,20 @@ import (
 )
 
 const (
-	// At its worst, a connection costs 48 KiB in the process and 64 KiB in the kernel: requests that have not
-	// been read, and a response that the client does not take. Version 2 of control groups charges both to
-	// the container. So MaxConnections × connectionCost + processCost fits, unless minConnections applies.
-	connectionCost = 112 << 10 // bytes
+	// At its worst, a connection costs as much in the process, for a header of 16 KiB, and in the kernel, for
+	// requests that have not been read and a response that the client does not take. Version 2 of control groups
+	// charges both to the container. So MaxConnections × connectionCost + processCost fits, unless
+	// minConnections applies.
+	connectionCost = 120 << 10 // bytes
 	processCost    = 8 << 20   // bytes, with no connection open
 	minConnections = 32        // however little memory there is
 	maxConnections = 16384     // however much
 	reservedFiles  = 16        // file descriptors that are not for connections
-	socketBuffer   = 8 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
+	socketBuffer   = 4 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
 	// lookPeriod is how long a new connection waits for the first look, and at least how long an evicted one has
 	// kept the server waiting. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
-
-	// enough is how many waiting connections get a slot in a lookPeriod when no look is needed. At that rate, the
-	// 4,096 connections that Linux lets wait behind them are served within a second.
-	enough = 1000000
 )
 
 // MaxConnections is the number of connections that fit into memory, in bytes, and into files, a limit on
@@ -66,9 +63,7 @@ type listener struct {
 	waiting    atomic.Bool   // a new connection waits for a slot
 	draining   atomic.Bool   // the server has been told to stop
 
-	// Only Accept uses these.
-	nextLook time.Time // while a connection waits, and until lookPeriod after that
-	served   int       // waiting connections that have got a slot since the last look
+	nextLook time.Time // only Accept uses it
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
@@ -106,20 +101,17 @@ func (l *listener) acquireSlot() {
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
 	if time.Since(l.nextLook) > lookPeriod { // nobody has waited lately
-		l.nextLook, l.served = time.Now().Add(lookPeriod), 0
+		l.nextLook = time.Now().Add(lookPeriod)
 	}
 	for {
 		timer := time.NewTimer(time.Until(l.nextLook))
 		select {
 		case l.slots <- struct{}{}:
 			timer.Stop()
-			l.served++
 			return
 		case <-timer.C:
-			if l.served < enough {
-				l.look()
-			}
-			l.nextLook, l.served = time.Now().Add(lookPeriod), 0
+			l.look()
+			l.nextLook = time.Now().Add(lookPeriod)
 		}
 	}
 }

@@ -55,7 +55,7 @@ func TestPortThatIsTaken(t *testing.T) {
 	// The system's own words follow, and what to do.
 	want := `devops-info-service: HOST "127.0.0.1", PORT "` + port + `": listen tcp4 127.0.0.1:` + port + ": bind: "
 	stderr := p.Stderr.String()
-	if code != 1 || !strings.HasPrefix(stderr, want) || !strings.HasSuffix(stderr, "; choose another PORT (or HOST), such as PORT=8080\n") || strings.Count(stderr, "\n") != 1 || p.Stdout.String() != "" {
+	if code != 1 || !strings.HasPrefix(stderr, want) || !strings.HasSuffix(stderr, "; choose another PORT, such as 8080\n") || strings.Count(stderr, "\n") != 1 || p.Stdout.String() != "" {
 		t.Errorf("got exit code %d, stdout %q, stderr %q, want 1 and one line %q…", code, p.Stdout, stderr, want)
 	}
 }
