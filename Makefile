@@ -112,7 +112,7 @@ test-release: ## rehearse a release in the registry at localhost:5000; needs a b
 
 # Built first, because go run ends at SIGTERM without telling the program, which then removes nothing.
 # With exec, make's signal reaches the program itself.
-compare = $(GO) build -C tools/compare -o $(CURDIR)/bin/compare . && \
+compare = $(GO) build -C tools/compare -o ../../bin/compare . && \
 	DOCKER='$(DOCKER)' MAKE='$(MAKE_COMMAND)' MULTI_IMAGE='$(MULTI_IMAGE)' SINGLE_IMAGE='$(SINGLE_IMAGE)' \
 	SCRATCH_IMAGE='$(SCRATCH_IMAGE)' FORMAT=$(1) exec bin/compare
 
