@@ -12,7 +12,7 @@ import (
 // comparison has the figures whose field has the tag, which is their label. It returns the lines of
 // a table, the heading first, as the other tables do.
 func comparison(r *report, tag string) [][]string {
-	lines := [][]string{{"", "single-stage", "multi-stage", "on scratch"}}
+	lines := [][]string{{"", "single-stage", "multi-stage", "scratch"}}
 	for i, field := range reflect.VisibleFields(reflect.TypeOf(figures{})) {
 		label := field.Tag.Get(tag)
 		if label == "" {
