@@ -160,15 +160,15 @@ func (e *engine) measureBuilds(r *report) {
 	e.readFiles(unstripped, "unstripped", name)
 	noCacheMount := edit{"Dockerfile", "--mount=type=cache,target=/root/.cache/go-build", ""}
 	// The text is new each time, so that no layer is cached but the base image's.
-	line := func(text string) edit { return edit{"handlers.go", "DevOps course info service", e.name + text} }
+	line := func(text string) edit { return edit{"handlers.go", "DevOps course info service", e.name + " " + text} }
 	for _, kind := range kinds {
 		f := r.Images[kind]
 		f.Stripped = unstripped.Binary - f.Binary
 		e.step("building with nothing cached: %s", kind)
-		name, f.BuildCold = e.buildEdited(kind, "cold", line("cold"), noCacheMount)
+		name, f.BuildCold = e.buildEdited(kind, "cold", line(kind+" cold"), noCacheMount)
 		before := e.run("image", "inspect", "-f", "{{.RootFS.Layers}}", name)
 		e.step("building after a change of one line: %s", kind)
-		name, f.BuildChange = e.buildEdited(kind, "changed", line("changed"))
+		name, f.BuildChange = e.buildEdited(kind, "changed", line(kind+" changed"))
 		changed := &figures{}
 		e.archive(func(a tarball.Opener) error { return changed.readLayers(a, e.layers) }, "save", name)
 		for i, l := range changed.Layers {
