@@ -66,7 +66,7 @@ func soak(t *testing.T, name, address string, during time.Duration, complain fun
 	for i := 0; time.Since(began) < before+during; i++ {
 		turn := turns[i%len(turns)]
 		over := time.Now().Add(min(10*time.Second, during/time.Duration(len(turns)), before+during-time.Since(began)))
-		left := flood(address, 3000, over, turn.attack, turn.returns)
+		left := flood(address, 3000, time.Millisecond, over, turn.attack, turn.returns)
 		select {
 		case <-ended:
 			t.Logf("%3.0f s: %s; the container has ended; killed for its memory: %s", time.Since(began).Seconds(), turn.name,
