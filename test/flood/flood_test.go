@@ -251,9 +251,9 @@ func memoryOf(t *testing.T, container string) (read func(when string) int64) {
 // attack is what one attacker does with its connection until the service closes it.
 type attack func(*net.TCPConn)
 
-// flood opens n connections at once and gives each to an attacker of its own. Those that the service leaves
-// open fail when the flood is over. If they return, each connects again a second after it has left, until
-// then. The returned function waits until all have ended.
+// flood opens n connections, with that pause between two, and gives each to an attacker of its own. Those that the
+// service leaves open fail when the flood is over. If they return, each connects again a second after it has left,
+// until then. The returned function waits until all have ended.
 func flood(address string, n int, pause time.Duration, over time.Time, attack attack, returns bool) (wait func()) {
 	var attackers sync.WaitGroup
 	for i := 0; i < n; i++ {

@@ -26,8 +26,9 @@ var turns = []struct {
 	{"resets", reset, true},
 }
 
-// TestSoak serves 100 honest clients and a probe each second in MEMORY and half a processor, while 3,000
-// attackers take turns for the time SOAK. With BARE, it shows how bare net/http does.
+// TestSoak serves 100 honest clients and a probe each second in MEMORY and half a processor, while 3,000 attackers
+// take turns for the time SOAK. They come one each millisecond; TestAttacksIn32MiB shows them all at once. With
+// BARE, it shows how bare net/http does.
 func TestSoak(t *testing.T) {
 	during, err := time.ParseDuration(os.Getenv("SOAK"))
 	if err != nil {
