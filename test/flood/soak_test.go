@@ -26,8 +26,9 @@ var turns = []struct {
 	{"resets", reset, true},
 }
 
-// TestSoak serves 100 honest clients and a probe each second in MEMORY and half a processor, while 3,000
-// attackers take turns for the time SOAK. With BARE, it shows how bare net/http does.
+// TestSoak serves 100 honest clients and a probe each second in MEMORY and half a processor, while 3,000 attackers
+// take turns for the time SOAK. They come one each millisecond; TestAttacksIn32MiB shows them all at once. With
+// BARE, it shows how bare net/http does.
 func TestSoak(t *testing.T) {
 	during, err := time.ParseDuration(os.Getenv("SOAK"))
 	if err != nil {
@@ -66,7 +67,7 @@ func soak(t *testing.T, name, address string, during time.Duration, complain fun
 	for i := 0; time.Since(began) < before+during; i++ {
 		turn := turns[i%len(turns)]
 		over := time.Now().Add(min(10*time.Second, during/time.Duration(len(turns)), before+during-time.Since(began)))
-		left := flood(address, 3000, over, turn.attack, turn.returns)
+		left := flood(address, 3000, time.Millisecond, over, turn.attack, turn.returns)
 		select {
 		case <-ended:
 			t.Logf("%3.0f s: %s; the container has ended; killed for its memory: %s", time.Since(began).Seconds(), turn.name,
