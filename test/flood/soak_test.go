@@ -21,7 +21,7 @@ var turns = []struct {
 }{
 	{"idle connections", idle, false},
 	{"half headers", sendHalf(shortFields(4<<10, false)), false},
-	{"clients that never read", neverRead, false},
+	{"clients that never read", neverRead(harness.SmallRequest), false},
 	{"stalled uploads", stallUpload, false},
 	{"resets", reset, true},
 }
