@@ -21,7 +21,7 @@ const (
 	minConnections = 32        // however little memory there is
 	maxConnections = 16384     // however much
 	reservedFiles  = 16        // file descriptors that are not for connections
-	socketBuffer   = 4 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
+	socketBuffer   = 6 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
 	// lookPeriod is how long a new connection waits for the first look, and at least how long an evicted one has
 	// kept the server waiting. With less, busy clients that behave lose requests; with more, floods last longer.
