@@ -84,6 +84,7 @@ func TestHonestClients(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		memory  []string
+		clients int
 		fit     bool // no request may fail, and the rate is compared with bare net/http's
 	}{
 		{"1000 clients in 128 MiB", []string{"--memory=128m", "--memory-swap=128m"}, 1000, true},
