@@ -303,17 +303,13 @@ func neverRead(request string) attack {
 	}
 }
 
-// leaveInTurn is idle, but each time a period is over, the client that has waited longest leaves. So slots come
-// free by themselves, but slowly.
+// leaveInTurn is idle, but whenever a period is over, the client that has waited longest leaves. So slots come free
+// by themselves, but slowly.
 func leaveInTurn(period time.Duration) attack {
 	turns := time.NewTicker(period)
 	return func(conn *net.TCPConn) {
-		closed := make(chan bool)
-		go func() { idle(conn); close(closed) }()
-		select {
-		case <-turns.C:
-		case <-closed:
-		}
+		go func() { <-turns.C; conn.Close() }()
+		idle(conn)
 	}
 }
 

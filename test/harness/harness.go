@@ -99,18 +99,10 @@ func RaceEnabled() bool {
 	return found && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
-// Root is the top folder of the module. Tests run in the folder of their package.
-func Root(t testing.TB) string {
-	t.Helper()
-	folder, _ := os.Getwd()
-	for folder != filepath.Dir(folder) {
-		if _, err := os.Stat(filepath.Join(folder, "go.mod")); err == nil {
-			return folder
-		}
-		folder = filepath.Dir(folder)
-	}
-	t.Fatal("there is no go.mod above this folder")
-	return ""
+// Root is the top folder of the module.
+func Root(testing.TB) string {
+	_, thisFile, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(thisFile), "..", "..")
 }
 
 // ZoneArchive is the tz database that comes with Go.
