@@ -105,8 +105,8 @@ type edit struct{ file, old, new string }
 func (e *engine) buildEdited(kind, label string, edits ...edit) (string, seconds) {
 	folder := filepath.Join(e.folder, kind+"-"+label)
 	e.fail(os.Mkdir(folder, 0o755))
-	files, _ := filepath.Glob("*")                                                    // only a bad pattern is an error
-	files = slices.DeleteFunc(files, func(name string) bool { return name == "bin" }) // large, and not built from
+	files, _ := filepath.Glob("*")
+	files = slices.DeleteFunc(files, func(name string) bool { return name == "bin" }) // bin is large, and not built from
 	e.output(e.ctx, "cp", append(append([]string{"-R", ".dockerignore"}, files...), folder)...)
 	for _, edit := range edits {
 		path := filepath.Join(folder, edit.file)
@@ -165,7 +165,7 @@ var refusals = []struct {
 	{regexp.MustCompile(`buildx component is missing|requires BuildKit|failed to parse platform`),
 		"install BuildKit's client, the package docker-buildx-plugin or docker-buildx, or Docker 23 or newer"},
 	{regexp.MustCompile(`no space left on device`),
-		"make room: docker system df shows what takes it, docker builder prune removes what builds have left"},
+		"make room: docker system df shows what Docker takes, docker builder prune frees some; TMPDIR=... names another temporary folder"},
 	{regexp.MustCompile(`failed to resolve source metadata|failed to do request|Too Many Requests|toomanyrequests|` +
 		`pull access denied|manifest unknown|did not resolve to an alias|initializing source docker:`),
 		"see to the network or docker login, or name base images that can be had: make compare GO_IMAGE=... RUNTIME_IMAGE=..."},

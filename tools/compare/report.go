@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -11,8 +12,7 @@ const single, multi, scratch = "single", "multi", "scratch"
 
 var kinds = []string{single, multi, scratch}
 
-// figures is what was measured of one image.
-// The tags row and short are the label in the table of all figures and in the short one.
+// figures is what was measured of one image. The tags row and short are labels in the long and the short table.
 type figures struct {
 	Unpacked   size    `json:"unpacked_bytes" row:"unpacked: the image's files" short:"size, unpacked"`
 	Base       size    `json:"base_bytes" row:"– base image and the rest"`
@@ -133,8 +133,8 @@ func claims(r *report) []claim {
 		if measured > goal {
 			result = fmt.Sprintf("missed by %v", percent(100*float64(measured-goal)/float64(goal)))
 		}
-		if !strings.Contains(r.Version, " go1.21.") {
-			result += " (set for go1.21; another Go makes another binary)"
+		if builtBy := regexp.MustCompile(`go\d\S*`).FindString(r.Version); !strings.HasPrefix(builtBy, "go1.21.") {
+			result += fmt.Sprintf(" (built by %s; the goal is for go1.21)", builtBy)
 		}
 		all = append(all, claim{multi, fmt.Sprintf("goal: %s <= %v", label, goal), measured.String(), result})
 	}
