@@ -158,6 +158,7 @@ func hey(t *testing.T, url string, clients int) (requests, failed int, rate floa
 		t.Fatalf("hey (apt-get install hey): %v\n%s", err, output)
 	}
 	rate, _ = strconv.ParseFloat(string(match[1]), 64)
+	var example []byte
 	// A line is "[status] count responses", or "[count] error".
 	for _, line := range regexp.MustCompile(`(?m)^\s+\[(\d+)\]\s+(?:(\d+) responses|.*)$`).FindAllSubmatch(output, -1) {
 		count, err := strconv.Atoi(string(line[2]))
@@ -167,8 +168,11 @@ func hey(t *testing.T, url string, clients int) (requests, failed int, rate floa
 		requests += count
 		if err != nil || string(line[1]) != "200" {
 			failed += count
-			t.Logf("hey: %s", bytes.TrimSpace(line[0]))
+			example = line[0]
 		}
+	}
+	if failed > 0 {
+		t.Logf("hey: for example %s", bytes.TrimSpace(example))
 	}
 	return requests, failed, rate
 }

@@ -40,7 +40,7 @@ func Binary(t testing.TB) string {
 // test has it, and returns its path. The variables are added to the environment.
 func Build(t testing.TB, folder string, variables ...string) (path string) {
 	t.Helper()
-	path = filepath.Join(os.TempDir(), filepath.Base(folder)+"-"+Unique()+".exe") // Windows runs no other names
+	path = filepath.Join(os.TempDir(), Unique()+".exe") // Windows runs no other names
 	args, cgo := []string{"build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-ldflags=-s -w", "-o", path}, "0"
 	if RaceEnabled() {
 		args, cgo = append(args, "-race"), "1"
