@@ -130,12 +130,16 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
-	setZone(cfg.Location)
+	if cfg.Location == time.Local {
+		// Go reads TZ when time.Local is first used. It takes an empty TZ for UTC, and here that means the
+		// system's zone.
+		os.Unsetenv("TZ")
+	}
 	level := slog.LevelInfo
 	if cfg.Debug {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}))
+	log := slog.New(zoned{slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}), cfg.Location})
 
 	svc := newService(log, version, time.Now, cfg.Location, newSystemInfo(root, limits))
 	svc.handle("/", "Service information", svc.info)
@@ -167,16 +171,15 @@ func advice(err error) string {
 	return "; choose another PORT, such as 8080"
 }
 
-// setZone makes location the zone of the log's times, which package time takes from time.Local.
-func setZone(location *time.Location) {
-	if location == time.Local {
-		// Go reads TZ when time.Local is first used. It takes an empty TZ for UTC, and here that means the
-		// system's zone.
-		os.Unsetenv("TZ")
-		return
-	}
-	zone := *location  // a copy, because location == time.Local stands for the system's zone
-	time.Local = &zone // because Go does not read TZ on Windows
+// zoned writes the log's times in a location, because Go does not read TZ on Windows.
+type zoned struct {
+	slog.Handler
+	location *time.Location
+}
+
+func (z zoned) Handle(ctx context.Context, record slog.Record) error {
+	record.Time = record.Time.In(z.location)
+	return z.Handler.Handle(ctx, record)
 }
 
 // versionLine is what -version prints.
