@@ -63,8 +63,6 @@ type listener struct {
 	waiting    atomic.Bool   // a new connection waits for a slot
 	draining   atomic.Bool   // the server has been told to stop
 
-	nextLook time.Time // only Accept uses it
-
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
 	batch     int            // how many connections the next look may evict
@@ -90,8 +88,6 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// acquireSlot waits for a slot. Looks go on from one waiting connection to the next, because otherwise a client that
-// closes a connection every 20 ms would prevent them, and hide the service behind thousands that wait.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -100,18 +96,16 @@ func (l *listener) acquireSlot() {
 	}
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
-	if time.Since(l.nextLook) > lookPeriod { // nobody has waited lately
-		l.nextLook = time.Now().Add(lookPeriod)
-	}
+	// A new one for each connection, because with looks that go on from one to the next, a thousand busy clients
+	// that need a few slots more than there are lost 1 % of their requests.
+	ticker := time.NewTicker(lookPeriod)
+	defer ticker.Stop()
 	for {
-		timer := time.NewTimer(time.Until(l.nextLook))
 		select {
 		case l.slots <- struct{}{}:
-			timer.Stop()
 			return
-		case <-timer.C:
+		case <-ticker.C:
 			l.look()
-			l.nextLook = time.Now().Add(lookPeriod)
 		}
 	}
 }

@@ -51,7 +51,6 @@ func TestAttacksIn32MiB(t *testing.T) {
 		{"a large body that never comes", sendHalf([]byte(uploadHeader)), quick},
 		{"twenty requests at once, responses never read", sendWithoutReading(bytes.Repeat([]byte(request), 20), false), slow},
 		{"eight requests and the end, responses never read", sendWithoutReading(bytes.Repeat([]byte(request), 8), true), slow},
-		{"idle, but one of them leaves every 20 ms", leaveInTurn(20 * time.Millisecond), quick},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			untilOneSucceeds(t, func() (problem string) {
@@ -304,16 +303,6 @@ func neverRead(request string) attack {
 		for err := error(nil); err == nil; {
 			_, err = conn.Write(requests)
 		}
-	}
-}
-
-// leaveInTurn is idle, but whenever a period is over, the client that has waited longest leaves. So slots come free
-// by themselves, but slowly.
-func leaveInTurn(period time.Duration) attack {
-	turns := time.NewTicker(period)
-	return func(conn *net.TCPConn) {
-		go func() { <-turns.C; conn.Close() }()
-		idle(conn)
 	}
 }
 
