@@ -85,6 +85,10 @@ func (c *conn) Read(p []byte) (n int, err error) {
 	switch c.phase() {
 	case accepted:
 		c.enter(idle)
+	case header:
+		if c.size < 4 { // net/http takes a connection with less for idle
+			c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
+		}
 	case closed:
 		return 0, net.ErrClosed
 	}
@@ -136,9 +140,6 @@ func (c *conn) count(p []byte) (n int, err error) {
 		c.enter(working)
 	case c.phase() == idle && (c.inLine || c.lines > 0):
 		c.enter(header)
-		if c.size < 4 { // net/http takes a connection with less for idle
-			c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
-		}
 	}
 	return n, nil
 }
