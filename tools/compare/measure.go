@@ -47,12 +47,12 @@ func measure(ctx context.Context, getenv func(string) string, progress io.Writer
 	e.measureZones(r)
 	r.Version = e.run("exec", e.container(multi), "/"+binaryPath, "-version")
 	r.Engine = filepath.Base(e.docker) + " " + e.run("version", "--format", "{{.Server.Version}}")
-	e.measureBuilds(r)
 	if e.err != nil {
 		return nil, e.err
 	}
-	r.Claims = claims(r)
-	return r, nil
+	r.Claims = claims(r) // none is about a build
+	e.measureBuilds(r)
+	return r, e.err
 }
 
 const (
