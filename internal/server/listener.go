@@ -96,8 +96,8 @@ func (l *listener) acquireSlot() {
 	}
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
-	// A new one for each connection, because with looks that go on from one to the next, a thousand busy clients
-	// that need a few slots more than there are lost 1 % of their requests.
+	// A new one for each connection, because with looks that go on from one to the next, busy clients that need a
+	// few slots more than there are lose requests.
 	ticker := time.NewTicker(lookPeriod)
 	defer ticker.Stop()
 	for {
