@@ -33,11 +33,11 @@ const (
 
 // infoResponse answers GET /.
 type infoResponse struct {
-	Service   serviceInfo    `json:"service"`
-	System    systemInfo     `json:"system"`
-	Runtime   runtimeInfo    `json:"runtime"`
-	Request   requestInfo    `json:"request"`
-	Endpoints []endpointInfo `json:"endpoints"`
+	Service   serviceInfo `json:"service"`
+	System    systemInfo  `json:"system"`
+	Runtime   runtimeInfo `json:"runtime"`
+	Request   requestInfo `json:"request"`
+	Endpoints []endpoint  `json:"endpoints"`
 }
 
 type serviceInfo struct {
@@ -72,10 +72,11 @@ type requestInfo struct {
 	Path      string `json:"path"`
 }
 
-type endpointInfo struct {
+type endpoint struct {
 	Path        string `json:"path"`
 	Method      string `json:"method"`
 	Description string `json:"description"`
+	handler     handler
 }
 
 // healthResponse answers GET /health.
@@ -96,7 +97,7 @@ type errorResponse struct {
 // encoded as JSON.
 type handler func(r *http.Request, now time.Time) (status int, response any)
 
-// service is the http.Handler. It finds the handler of the request's path, answers and logs.
+// service is the http.Handler. It finds the endpoint of the request's path, answers and logs.
 type service struct {
 	log       *slog.Logger
 	version   string
@@ -104,23 +105,18 @@ type service struct {
 	start     time.Time
 	location  *time.Location // of the time in GET /
 	system    systemInfo
-	handlers  map[string]handler // by path
-	endpoints []endpointInfo
+	endpoints []endpoint
 	draining  atomic.Bool // set when the service is told to stop
 }
 
 // newService returns a service without endpoints that starts now.
 func newService(log *slog.Logger, version string, now func() time.Time, location *time.Location, system systemInfo) *service {
-	return &service{
-		log: log, version: version, now: now, start: now(), location: location, system: system,
-		handlers: map[string]handler{},
-	}
+	return &service{log: log, version: version, now: now, start: now(), location: location, system: system}
 }
 
 // handle makes h the handler of path. It must be called before the service serves requests.
 func (s *service) handle(path, description string, h handler) {
-	s.handlers[path] = h
-	s.endpoints = append(s.endpoints, endpointInfo{path, http.MethodGet, description})
+	s.endpoints = append(s.endpoints, endpoint{path, http.MethodGet, description, h})
 }
 
 // info answers GET /.
@@ -180,36 +176,33 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // respond returns the status and the body of the response. A panic becomes a 500, unless it is
 // http.ErrAbortHandler, which means that the connection is to end.
 func (s *service) respond(r *http.Request, now time.Time) (status int, body []byte) {
+	path := requestPath(r)
+	fail := func(status int, message string) (int, []byte) {
+		return status, encode(errorResponse{http.StatusText(status), message, path})
+	}
 	defer func() {
-		v := recover()
-		if v == http.ErrAbortHandler {
+		switch v := recover(); v {
+		case nil:
+		case http.ErrAbortHandler:
 			panic(v)
-		}
-		if v != nil {
-			s.log.Error("panic", "error", fmt.Sprint(v), "method", excerpt(r.Method),
-				"path", excerpt(requestPath(r)), "stack", string(debug.Stack()))
-			status = http.StatusInternalServerError
-			body = encode(newError(r, status, "The service failed to answer; its log says why."))
+		default:
+			s.log.Error("panic", "error", fmt.Sprint(v), "method", excerpt(r.Method), "path", path,
+				"stack", string(debug.Stack()))
+			status, body = fail(http.StatusInternalServerError, "The service failed to answer; its log says why.")
 		}
 	}()
 	// Not http.ServeMux, because it redirects paths such as //health, and matches methods only since Go 1.22.
-	h, found := s.handlers[requestPath(r)]
-	var response any
-	switch {
-	case !found:
-		status = http.StatusNotFound
-		response = newError(r, status, "No such path; GET / lists the endpoints.")
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		status = http.StatusMethodNotAllowed
-		response = newError(r, status, excerpt(r.Method)+" is not allowed here; use GET or HEAD.")
-	default:
-		status, response = h(r, now)
+	for _, e := range s.endpoints {
+		if e.Path != path {
+			continue
+		}
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			return fail(http.StatusMethodNotAllowed, excerpt(r.Method)+" is not allowed here; use GET or HEAD.")
+		}
+		status, response := e.handler(r, now)
+		return status, encode(response)
 	}
-	return status, encode(response)
-}
-
-func newError(r *http.Request, status int, message string) errorResponse {
-	return errorResponse{http.StatusText(status), message, excerpt(requestPath(r))}
+	return fail(http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
 
 // encode returns v as one line of JSON. It panics if it cannot, because only a programming error causes that.
@@ -238,7 +231,7 @@ func (s *service) logRequest(r *http.Request, status, bytes int, received time.T
 	}
 	s.log.LogAttrs(r.Context(), level, "request",
 		slog.String("method", excerpt(r.Method)),
-		slog.String("path", excerpt(requestPath(r))),
+		slog.String("path", requestPath(r)),
 		slog.Int("status", status),
 		slog.Int("bytes", bytes), // of the body
 		slog.Float64("duration_ms", float64(s.now().Sub(received).Microseconds())/1000),
@@ -270,12 +263,13 @@ func clientIP(r *http.Request) string {
 	return client.Addr().Unmap().WithZone("").String()
 }
 
-// requestPath is the path that the request asks for. GET http://host asks for the root (RFC 9112, section 3.2.2).
+// requestPath is the path that the request asks for, or the beginning of one that is too long for any endpoint.
+// GET http://host asks for the root (RFC 9112, section 3.2.2).
 func requestPath(r *http.Request) string {
 	if r.URL.Path == "" && r.Method != http.MethodConnect {
 		return "/"
 	}
-	return r.URL.Path
+	return excerpt(r.URL.Path)
 }
 
 // excerpt returns the first maxRepeated bytes of a part of a request, as valid UTF-8. Each run of other bytes
@@ -287,29 +281,22 @@ func excerpt(s string) string {
 // formatUptime names the two largest units of d that are not zero, such as "1 hour, 3 minutes". Less
 // than a second is "0 seconds".
 func formatUptime(d time.Duration) string {
-	seconds := int64(d / time.Second)
-	units := []struct {
-		name  string
-		count int64
-	}{
-		{"day", seconds / 86400},
-		{"hour", seconds / 3600 % 24},
-		{"minute", seconds / 60 % 60},
-		{"second", seconds % 60},
-	}
 	var parts []string
-	for _, unit := range units {
-		if unit.count == 0 || len(parts) == 2 {
-			continue
+	for _, unit := range []struct {
+		name   string
+		length time.Duration
+	}{{"day", 24 * time.Hour}, {"hour", time.Hour}, {"minute", time.Minute}, {"second", time.Second}} {
+		switch n := int64(d / unit.length); n {
+		case 0:
+		case 1:
+			parts = append(parts, "1 "+unit.name)
+		default:
+			parts = append(parts, strconv.FormatInt(n, 10)+" "+unit.name+"s")
 		}
-		part := strconv.FormatInt(unit.count, 10) + " " + unit.name
-		if unit.count != 1 {
-			part += "s"
-		}
-		parts = append(parts, part)
+		d %= unit.length
 	}
 	if len(parts) == 0 {
 		return "0 seconds"
 	}
-	return strings.Join(parts, ", ")
+	return strings.Join(parts[:min(2, len(parts))], ", ")
 }

@@ -84,16 +84,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 
 	cfg, err := config.Read(getenv)
+	if err == nil && *checkHealth {
+		err = check(ctx, cfg)
+	}
 	switch {
+	case *checkHealth && err != nil:
+		// Not exitUsage, even for a bad environment value, because Docker reserves 2 in a HEALTHCHECK.
+		fmt.Fprintf(stderr, "%s: not healthy: %v\n", serviceName, err)
+		return exitFailure
 	case *checkHealth:
-		if err == nil {
-			err = check(ctx, cfg)
-		}
-		if err != nil {
-			// Not exitUsage, even for a bad environment value, because Docker reserves 2 in a HEALTHCHECK.
-			fmt.Fprintf(stderr, "%s: not healthy: %v\n", serviceName, err)
-			return exitFailure
-		}
 		return exitOK
 	case err != nil:
 		fmt.Fprintf(stderr, "%s: %v\n", serviceName, err)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,52 +11,43 @@ import (
 	"time"
 )
 
-// When net/http closes a connection, the client has time to read the response. Closing with unread data sends a
-// reset, which could destroy it.
+// After the last response, the client has time to read it. To close with unread data would reset the connection, which
+// could destroy the response.
 const (
-	lingerTime          = 10 * time.Second // for the client to close its end; it is long for clients that read slowly
-	stopLingerTime      = time.Second      // of that, how much a stop waits for
+	lingerTime          = 10 * time.Second // for the client to close its end, too
 	lingerBytes         = 256 << 10        // what the client may still send; net/http reads as much of a body
 	lingerBytesWhenFull = 32 << 10         // the same, while a new connection waits for a slot
 
-	// After as many bytes, a client may still be sending. Its kernel's buffers fill when nobody reads, so that a
-	// proxy stops sending and looks for the response. A reset at once would cost it the response.
-	lingerUnread = 500 * time.Millisecond // net/http waits as long
+	// After lingerBytes, nobody reads for a moment. Then the buffers fill, and a proxy that sends a large body looks for
+	// the response. Net/http waits as long.
+	lingerUnread = 500 * time.Millisecond
 )
 
-// phase is what a connection waits for.
-//
-//	phase     waits for                                    in flight   may be evicted
-//	accepted  net/http, which has not begun to read        yes         no
-//	idle      the client, to send a request                no          yes
-//	header    the client, to send the rest of a header     yes         yes
-//	working   the handler                                  yes         no
-//	sending   the client, to read, if the kernel is full   yes         yes
-//	closed    the client, to close its end                 no          yes
+// phase is what a connection is doing. A look may evict it in any but the last; those that lose least come first.
 type phase int32
 
 const (
-	accepted phase = iota
-	idle
-	header
-	working
-	sending
-	closed
+	idle    phase = iota // waits for a request
+	header               // waits for the rest of a request's header
+	closed               // has ended its side, and waits for the client to end the other
+	sending              // waits for the client to read, if the kernel's buffers are full
+	working              // waits for the handler
 )
 
-// conn is the server's end of a connection. It embeds net.Conn and not *net.TCPConn, whose other methods would let
-// net/http write and end the stream past Write and Close.
+// conn is the server's end of a connection. It embeds net.Conn, so that net/http does not find the methods of
+// *net.TCPConn that go past Read and Close.
 type conn struct {
-	net.Conn
+	net.Conn // tcp
+	tcp      *net.TCPConn
 	listener *listener
 	current  atomic.Int32 // a phase
 	seen     atomic.Bool  // a look has seen it in this phase
-	closedAt time.Time    // guarded by listener.mu
 
 	// The header that arrives. Only Read and stateChanged use it, and net/http never calls both at once.
 	size, lines int    // bytes; complete lines, with the request line
-	inLine      bool   // the next line has begun
+	text        bool   // the next line has begun
 	rest        []byte // what has arrived behind the header; net/http is to read it next
+	refused     error  // of every Read after a header that is too large
 }
 
 func (c *conn) phase() phase { return phase(c.current.Load()) }
@@ -72,7 +64,7 @@ func stateChanged(nc net.Conn, state http.ConnState) {
 	}
 	// The response is sent. A client that has not waited for it may have sent a part of the next request.
 	c := nc.(*conn)
-	if c.inLine || hasText(c.rest) {
+	if c.text || hasText(c.rest) {
 		c.enter(header)
 	} else {
 		c.enter(idle)
@@ -82,15 +74,11 @@ func stateChanged(nc net.Conn, state http.ConnState) {
 // Read reads from the connection. It stops at the end of a header, because what follows is a body, or the next
 // request, whose header is counted anew. It fails if a header is too large or has too many lines.
 func (c *conn) Read(p []byte) (n int, err error) {
-	switch c.phase() {
-	case accepted:
-		c.enter(idle)
-	case header:
-		if c.size < 4 { // net/http takes a connection with less for idle
-			c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
-		}
-	case closed:
-		return 0, net.ErrClosed
+	if c.refused != nil {
+		return 0, c.refused
+	}
+	if c.phase() == header && c.size < 4 { // net/http takes a connection with less for idle
+		c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
 	}
 	if len(c.rest) > 0 {
 		n, err = c.count(c.rest[:min(len(c.rest), len(p))])
@@ -110,24 +98,24 @@ func (c *conn) Read(p []byte) (n int, err error) {
 // count counts what arrives of a header. It returns how many bytes of p net/http gets: those up to the header's
 // end, or all of them if the header was complete before.
 func (c *conn) count(p []byte) (n int, err error) {
-	if c.phase() == working || c.phase() == sending {
+	if c.phase() >= sending {
 		// A part of the body, after which the connection closes, or one byte of the next header, which net/http
 		// reads ahead and which counts as its first.
-		c.size, c.inLine = len(p), hasText(p)
+		c.size, c.text = len(p), hasText(p)
 		return len(p), nil
 	}
 	complete := false
 	for n < len(p) && !complete {
-		line, rest, ends := bytes.Cut(p[n:], []byte{'\n'})
-		n = len(p) - len(rest)
-		c.inLine = c.inLine || hasText(line)
-		switch {
-		case ends && c.inLine:
+		switch b := p[n]; {
+		case b == '\n' && c.text:
 			c.lines++
-			c.inLine = false
-		case ends && c.lines > 0: // an empty line
-			complete = true
+			c.text = false
+		case b == '\n':
+			complete = c.lines > 0 // empty lines before a request do not count
+		case b != '\r':
+			c.text = true
 		}
+		n++
 	}
 	c.size += n
 	switch {
@@ -138,54 +126,37 @@ func (c *conn) count(p []byte) (n int, err error) {
 	case complete:
 		c.size, c.lines = 0, 0
 		c.enter(working)
-	case c.phase() == idle && (c.inLine || c.lines > 0):
+	case c.phase() == idle && (c.text || c.lines > 0):
 		c.enter(header)
 	}
 	return n, nil
 }
 
-// hasText reports whether p has a character that does not end a line.
-func hasText(p []byte) bool {
-	for _, b := range p {
-		if b != '\r' && b != '\n' {
-			return true
-		}
-	}
-	return false
-}
+// hasText reports whether p has more than ends of lines.
+func hasText(p []byte) bool { return len(bytes.Trim(p, "\r\n")) > 0 }
 
-// refuse sends a response in the form of those that net/http sends itself. It closes the connection, so that net/http
-// adds nothing to it.
+// refuse sends a response in the form of those that net/http sends itself. It returns an error of the kind after which
+// net/http closes the connection without a response.
 func (c *conn) refuse(status string) error {
 	c.SetWriteDeadline(time.Now().Add(writeTimeout))
-	fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
-	c.Close()
-	return net.ErrClosed
+	fmt.Fprintf(c.tcp, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
+	c.refused = &net.OpError{Op: "read", Err: errors.New(status)}
+	return c.refused
 }
 
 // Write writes to the connection.
 func (c *conn) Write(p []byte) (int, error) {
-	if c.phase() == closed {
-		return 0, net.ErrClosed
-	}
 	c.enter(sending)
 	defer c.enter(working)
-	return c.Conn.Write(p)
+	return c.tcp.Write(p)
 }
 
 // Close ends the stream to the client, and closes the connection in the background when the client has had time
 // to read. Until then the kernel's memory may hold the response, so the connection keeps its slot.
 func (c *conn) Close() error {
-	if c.phase() == closed {
-		return net.ErrClosed
-	}
-	c.listener.mu.Lock()
 	c.enter(closed)
-	c.closedAt = time.Now()
-	c.listener.mu.Unlock()
-	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil { // evicted, or reset by the client
+	if err := c.tcp.CloseWrite(); err != nil { // evicted, or reset by the client
 		c.abort()
-		c.listener.remove(c)
 		return err
 	}
 	go c.linger()
@@ -195,50 +166,38 @@ func (c *conn) Close() error {
 // linger closes the connection when the client has closed its end and has the response. It resets the connection
 // if that takes too long, or if the client sends too much.
 func (c *conn) linger() {
-	defer c.listener.remove(c)
+	defer c.abort()
 	deadline := time.Now().Add(c.listener.lingerTime)
-	if !c.discard(deadline) {
-		c.abort()
-		return
-	}
-	// A client that has closed its end early, as nc does, may still read. If its slot were free now, thousands
-	// that do not read could fill the kernel's memory.
-	for pause := time.Millisecond; !delivered(c.Conn.(*net.TCPConn)); pause = min(2*pause, 32*time.Millisecond) {
-		if time.Now().After(deadline) {
-			c.abort()
-			return
-		}
-		time.Sleep(pause) // polls, because the kernel does not report acknowledgements
-	}
-	c.Conn.Close()
-}
-
-// discard reads until the client closes its end. It returns false if the deadline is over first, or if the
-// connection fails, or if the client sends too much.
-func (c *conn) discard(deadline time.Time) bool {
 	c.SetReadDeadline(deadline)
 	buffer := make([]byte, 1<<10)
 	for discarded := 0; ; {
-		n, err := c.Conn.Read(buffer)
+		n, err := c.tcp.Read(buffer)
 		discarded += n
-		switch {
-		case err != nil:
-			return err == io.EOF
-		case discarded > lingerBytesWhenFull && c.listener.waiting.Load():
-			return false
-		case discarded > lingerBytes:
-			for end := time.Now().Add(lingerUnread); time.Now().Before(end) && !c.listener.waiting.Load(); {
-				time.Sleep(20 * time.Millisecond) // polls, because nothing tells that somebody waits
+		switch full := c.listener.waiting.Load(); {
+		case err == io.EOF:
+			// A client that has closed its end early, as nc does, may still read. If its slot were free now,
+			// thousands that do not read could fill the kernel's memory.
+			for time.Now().Before(deadline) {
+				if delivered(c.tcp) {
+					c.tcp.Close()
+					return
+				}
+				time.Sleep(20 * time.Millisecond) // polls, because the kernel does not report acknowledgements
 			}
-			return false
+			return
+		case err != nil, full && discarded > lingerBytesWhenFull:
+			return
+		case discarded > lingerBytes:
+			time.Sleep(lingerUnread)
+			return
 		}
 	}
 }
 
-// abort closes the connection at once. The kernel drops what the client does not have. It returns an error
-// if the connection is closed already.
-func (c *conn) abort() error {
-	tcp := c.Conn.(*net.TCPConn)
-	tcp.SetLinger(0)
-	return tcp.Close()
+// abort resets the connection, unless it is closed already, and gives its slot back. The kernel drops what the client
+// does not have.
+func (c *conn) abort() {
+	c.tcp.SetLinger(0)
+	c.tcp.Close()
+	c.listener.remove(c)
 }

@@ -26,6 +26,10 @@ const (
 	// lookPeriod is how long a new connection waits for the first look, and at least how long an evicted one has
 	// kept the server waiting. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
+
+	// leaveEnough is how many connections must leave by themselves between two looks, so that none is evicted. With
+	// more, busy clients that behave lose requests; with fewer, silent clients of which some leave make others wait.
+	leaveEnough = 16
 )
 
 // MaxConnections is the number of connections that fit into memory, in bytes, and into files, a limit on
@@ -62,12 +66,13 @@ type listener struct {
 	slots      chan struct{} // has one element for each open connection
 	waiting    atomic.Bool   // a new connection waits for a slot
 	draining   atomic.Bool   // the server has been told to stop
+	nextLook   time.Time     // used only by Accept, like left
+	left       int           // connections that have left since the last look, without those that it evicted
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
 	batch     int            // how many connections the next look may evict
 	evictedAt time.Time
-	warnedAt  time.Time
 }
 
 func newListener(tcp *net.TCPListener, slots int, log *slog.Logger) *listener {
@@ -81,13 +86,15 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	l.acquireSlot()
-	c := &conn{Conn: tcp, listener: l}
+	c := &conn{Conn: tcp, tcp: tcp, listener: l}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.conns[c] = true
 	return c, nil
 }
 
+// acquireSlot waits until there is a slot. As long as connections wait, be it one after the other, a look evicts some
+// every lookPeriod, unless enough others leave by themselves.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -96,54 +103,62 @@ func (l *listener) acquireSlot() {
 	}
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
-	// A new one for each connection, because with looks that go on from one to the next, busy clients that need a
-	// few slots more than there are lose requests.
-	ticker := time.NewTicker(lookPeriod)
-	defer ticker.Stop()
+	if time.Now().After(l.nextLook) {
+		l.nextLook, l.left = time.Now().Add(lookPeriod), 0
+	}
 	for {
 		select {
 		case l.slots <- struct{}{}:
+			l.left++
 			return
-		case <-ticker.C:
-			l.look()
+		case <-time.After(time.Until(l.nextLook)):
+			evicted := 0
+			if l.left < leaveEnough {
+				evicted = l.look()
+			}
+			l.nextLook, l.left = time.Now().Add(lookPeriod), -evicted
 		}
 	}
 }
 
-// look evicts connections that are in the same phase as at the last look, and wait for their clients: one at
-// first, then up to four times as many as the last time, and one again after a second without evictions. So one
-// new client costs one idle client its connection, and a flood of thousands is soon over.
-func (l *listener) look() {
+// look evicts connections that are in the same phase as at the last look, and returns how many: one at first, then up
+// to four times as many as the last time, and one again after a second without evictions. So one new client costs one
+// idle client its connection, and a flood of thousands is soon over.
+func (l *listener) look() int {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	now := time.Now()
 	if now.Sub(l.evictedAt) > time.Second {
 		l.batch = 1
 	}
-	evicted := 0
-	for _, p := range []phase{idle, header, closed, sending} { // those that lose least come first
+	var evicted []*conn
+	for p := idle; p <= sending; p++ {
 		for c := range l.conns {
-			if c.phase() == p && c.seen.Swap(true) && evicted < l.batch && c.abort() == nil {
-				evicted++
+			if c.phase() == p && c.seen.Swap(true) && len(evicted) < l.batch {
+				evicted = append(evicted, c)
 			}
 		}
 	}
-	if evicted == 0 {
-		return
+	if len(evicted) > 0 {
+		if l.batch == 1 {
+			l.log.Warn("all connection slots are taken; closing connections that complete no requests", "slots", cap(l.slots))
+		}
+		l.evictedAt, l.batch = now, 4*len(evicted)
 	}
-	l.evictedAt, l.batch = now, 4*evicted
-	if now.Sub(l.warnedAt) > time.Minute {
-		l.warnedAt = now
-		l.log.Warn("all connection slots are taken; closing connections that complete no requests", "slots", cap(l.slots))
+	l.mu.Unlock()
+	for _, c := range evicted {
+		c.abort()
 	}
+	return len(evicted)
 }
 
-// remove gives the slot of a connection back.
+// remove gives the slot of a connection back, once.
 func (l *listener) remove(c *conn) {
 	l.mu.Lock()
-	delete(l.conns, c)
-	l.mu.Unlock()
-	<-l.slots
+	defer l.mu.Unlock()
+	if l.conns[c] {
+		delete(l.conns, c)
+		<-l.slots
+	}
 }
 
 // wrap closes connections when they must not be kept, and lets no request's body hold up its response.
@@ -168,44 +183,18 @@ func (l *listener) wrap(handler http.Handler) http.Handler {
 	})
 }
 
-// wait waits until no connection is accepted any more, no request is in flight, and the clients have had time to
-// send a first one and to read the last response; or until ctx ends. It returns how many requests are in flight
-// then.
-func (l *listener) wait(ctx context.Context, served <-chan error) (inFlight int) {
-	began := time.Now()
-	select {
-	case <-served: // from now on, no connection is accepted
-	case <-ctx.Done():
-	}
-	ticker := time.NewTicker(5 * time.Millisecond) // http.Server.Shutdown polls too
-	defer ticker.Stop()
-	for {
-		open, lingering, inFlight := l.count()
-		quiet := inFlight == 0 && lingering == 0 && time.Since(began) >= firstRequestWait
-		if open == 0 || quiet || ctx.Err() != nil {
-			return inFlight
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// count returns how many connections have slots. On some of these a request is in flight, and others have been
-// closed so recently that their clients may still be reading the response.
-func (l *listener) count() (open, lingering, inFlight int) {
+// count returns how many connections have slots, on how many of these a request is in flight, and how many have been
+// closed by the server, but not yet by the client.
+func (l *listener) count() (open, inFlight, closing int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
 		switch c.phase() {
-		case accepted, header, working, sending:
+		case header, sending, working:
 			inFlight++
 		case closed:
-			if time.Since(c.closedAt) < stopLingerTime {
-				lingering++
-			}
+			closing++
 		}
 	}
-	return len(l.conns), lingering, inFlight
+	return len(l.conns), inFlight, closing
 }

@@ -8,7 +8,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,9 +25,11 @@ const (
 	maxHeaderLines    = 100               // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
 )
 
-// firstRequestWait is how long a stop waits for requests that are not in flight yet, because clients that have
-// just connected are about to send one.
-const firstRequestWait = 250 * time.Millisecond
+// How long a stop goes on when no request is in flight any more.
+const (
+	firstRequestWait = 250 * time.Millisecond // because clients that have just connected are about to send one
+	stopLingerTime   = time.Second            // instead, while clients may still be reading their last response
+)
 
 // ErrRequestsCut means that requests were still in flight when the time to stop was over.
 var ErrRequestsCut = errors.New("requests were cut")
@@ -62,41 +63,58 @@ func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os
 	case <-ctx.Done():
 		reason = "end of context"
 	}
-
-	hurry, cancel := context.WithCancelCause(context.Background()) // not ctx, which may be what has ended
-	defer cancel(nil)
-	go func() {
-		select {
-		case sig := <-signals:
-			cancel(fmt.Errorf("a second signal: %v", sig))
-		case <-hurry.Done():
-		}
-	}()
 	s.StartDraining()
 	l.draining.Store(true)
 	s.Log.Info("draining", "reason", reason, "delay", s.ShutdownDelay.String())
+
+	reason = ""
 	select {
 	case <-time.After(s.ShutdownDelay):
-	case <-hurry.Done():
+	case sig := <-signals:
+		reason = "a second signal: " + sig.String()
 	}
-
 	s.Log.Info("stopping", "timeout", s.ShutdownTimeout.String())
-	timed, cancelTimeout := context.WithTimeoutCause(hurry, s.ShutdownTimeout, errors.New("the timeout"))
-	defer cancelTimeout()
 	l.Close()
-	// Not Server.Shutdown, because it drops a request whose header is still arriving. What is left is cut when the
-	// process exits.
-	inFlight := l.wait(timed, served)
-	reason = "all requests answered"
-	if cause := context.Cause(timed); cause != nil {
-		reason = cause.Error()
+	if reason == "" {
+		reason = s.finish(l, served, signals)
 	}
-	if inFlight > 0 {
+	if _, inFlight, _ := l.count(); inFlight > 0 { // these are cut when the process exits
 		s.Log.Error("stopped, with requests cut", "reason", reason, "requests_cut", inFlight)
 		return ErrRequestsCut
 	}
 	s.Log.Info("stopped", "reason", reason)
 	return nil
+}
+
+// finish waits until no connection is accepted any more, no request is in flight, and the clients have had time to
+// send a first one and to read the last response; or until a second signal or the timeout. It returns which.
+// It is not http.Server.Shutdown, because that drops a request whose header is still arriving.
+func (s Server) finish(l *listener, served <-chan error, signals <-chan os.Signal) (reason string) {
+	timeout := time.After(s.ShutdownTimeout)
+	ticker := time.NewTicker(5 * time.Millisecond) // http.Server.Shutdown polls too
+	defer ticker.Stop()
+	accepting, busyAt := true, time.Now()
+	for {
+		select {
+		case <-served:
+			accepting = false
+		case sig := <-signals:
+			return "a second signal: " + sig.String()
+		case <-timeout:
+			return "the timeout"
+		case <-ticker.C:
+			open, inFlight, closing := l.count()
+			patience := firstRequestWait
+			if closing > 0 {
+				patience = stopLingerTime
+			}
+			if accepting || inFlight > 0 {
+				busyAt = time.Now()
+			} else if open == 0 || time.Since(busyAt) >= patience {
+				return "all requests answered"
+			}
+		}
+	}
 }
 
 func (s Server) httpServer(l *listener) *http.Server {

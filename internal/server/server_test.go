@@ -34,7 +34,10 @@ type testServer struct {
 	release chan struct{} // closed or sent to, to let that handler go on
 }
 
-const largeSize = 32 << 10
+const (
+	largeSize = 32 << 10
+	answered  = "all requests answered" // why a stop ends
+)
 
 func startServer(t testing.TB, slots int) *testServer {
 	t.Helper()
@@ -139,14 +142,12 @@ func (s *testServer) dialIdle(t testing.TB, n int) []client {
 	return clients
 }
 
-// stop closes the listener and waits for requests in flight, in the background. It returns what receives
-// how many there are when the wait ends.
-func (s *testServer) stop(t testing.TB, ctx context.Context) <-chan int {
-	t.Helper()
-	result := make(chan int, 1)
+// stop closes the listener and stops, in the background. It returns what receives the reason when the stop ends.
+func (s *testServer) stop(timeout time.Duration) <-chan string {
+	reason := make(chan string, 1)
 	s.Close()
-	go func() { result <- s.wait(ctx, s.served) }()
-	return result
+	go func() { reason <- Server{ShutdownTimeout: timeout}.finish(s.listener, s.served, nil) }()
+	return reason
 }
 
 func TestStopWaitsForRequestsInFlight(t *testing.T) {
@@ -173,12 +174,10 @@ func TestStopWaitsForRequestsInFlight(t *testing.T) {
 			c.get(t) // from now on the connection is not new
 			harness.Write(t, c, test.sent)
 			s.waitFor(t, 1, test.phase)
-			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-			defer cancel()
-			result := s.stop(t, ctx)
+			stopped := s.stop(15 * time.Second)
 			select {
-			case n := <-result:
-				t.Fatalf("the stop ended, with %d in flight, while a request was", n)
+			case <-stopped:
+				t.Fatal("the stop ended while a request was in flight")
 			case <-time.After(firstRequestWait + 50*time.Millisecond):
 			}
 			harness.Write(t, c, test.rest)
@@ -186,8 +185,8 @@ func TestStopWaitsForRequestsInFlight(t *testing.T) {
 			for i := 0; i < test.responses; i++ {
 				c.receive(t)
 			}
-			if n := <-result; n != 0 || ctx.Err() != nil {
-				t.Errorf("got %d in flight (%v), want 0", n, ctx.Err())
+			if got := <-stopped; got != answered {
+				t.Errorf("the stop ended by %s, want %s", got, answered)
 			}
 		})
 	}
@@ -198,8 +197,8 @@ func TestStopWaitsForTheFirstRequestOfANewConnection(t *testing.T) {
 	s := startServer(t, 100)
 	c := s.dialIdle(t, 1)[0]
 	began := time.Now()
-	if n := <-s.stop(t, context.Background()); n != 0 {
-		t.Errorf("got %d, want 0", n)
+	if got := <-s.stop(15 * time.Second); got != answered {
+		t.Errorf("the stop ended by %s, want %s", got, answered)
 	}
 	if took := time.Since(began); took < firstRequestWait {
 		t.Errorf("the stop took %v, want %v", took, firstRequestWait)
@@ -225,8 +224,8 @@ func TestStopDoesNotWaitForWhatIsNoRequest(t *testing.T) {
 			harness.Write(t, c, test.sent)
 			harness.Receive(t, c.reader, test.method)
 			began := time.Now()
-			if n := <-s.stop(t, context.Background()); n != 0 {
-				t.Errorf("got %d, want 0", n)
+			if got := <-s.stop(15 * time.Second); got != answered {
+				t.Errorf("the stop ended by %s, want %s", got, answered)
 			}
 			// A client that has its response and goes on sending has a second.
 			if took := time.Since(began); took > stopLingerTime+5*time.Second {
@@ -245,10 +244,9 @@ func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 	s.waitFor(t, 2, header)
 	s.waitFor(t, 1, working)
 	s.waitFor(t, 2, idle)
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if n := <-s.stop(t, ctx); n != 3 {
-		t.Errorf("got %d, want 3", n)
+	got := <-s.stop(time.Millisecond)
+	if _, inFlight, _ := s.count(); got != "the timeout" || inFlight != 3 {
+		t.Errorf("the stop ended by %s with %d requests in flight, want the timeout and 3", got, inFlight)
 	}
 	close(s.release)
 }
@@ -267,10 +265,8 @@ func TestConnectionsComeAndGoDuringTheStop(t *testing.T) {
 		}()
 	}
 	s.dial(t).get(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-	defer cancel()
-	if n := <-s.stop(t, ctx); n != 0 {
-		t.Errorf("got %d, want 0", n)
+	if got := <-s.stop(15 * time.Second); got != answered {
+		t.Errorf("the stop ended by %s, want %s", got, answered)
 	}
 	clients.Wait()
 }

@@ -1,0 +1,35 @@
+//go:build unix
+
+package server
+
+import (
+	"net"
+	"runtime"
+	"syscall"
+)
+
+// setBuffers bounds the kernel's buffers of a socket.
+func setBuffers(fd uintptr) {
+	syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, socketBuffer)
+	syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, socketBuffer)
+}
+
+// delivered reports whether the client's kernel has acknowledged the end of the stream, or the connection is gone.
+// Other systems than Linux do not say, so it is true there.
+func delivered(tcp *net.TCPConn) bool {
+	raw, err := tcp.SyscallConn()
+	if err != nil || runtime.GOOS != "linux" {
+		return true
+	}
+	const tcpInfo = 11 // of tcp(7); the first byte of its struct is the connection's state
+	var info [4]byte
+	raw.Control(func(fd uintptr) {
+		// Of the standard library, only the function for an address returns bytes.
+		info, _ = syscall.GetsockoptInet4Addr(int(fd), syscall.IPPROTO_TCP, tcpInfo)
+	})
+	switch info[0] {
+	case 4, 9, 11: // FIN_WAIT1, LAST_ACK and CLOSING, as in the kernel's net/tcp_states.h
+		return false
+	}
+	return true
+}
