@@ -116,8 +116,6 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/%68ealth", 200, healthy}, // equivalent by RFC 3986, section 6.2.2.2
 		{"GET", "http://localhost/health", 200, healthy},
 		{"GET", "http://localhost", 200, anything},
-		{"HEAD", "/", 200, anything},
-		{"HEAD", "/health", 200, anything},
 		{"GET", "/nope", 404, notFound("/nope")},
 		{"GET", "/health/", 404, notFound("/health/")},
 		{"GET", "//health", 404, notFound("//health")},
@@ -125,9 +123,8 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/x/../health", 404, notFound("/x/../health")},
 		{"GET", "/Health", 404, notFound("/Health")},
 		{"GET", "/%3Cb%3E&", 404, notFound("/<b>&")}, // not escaped, because that would be six bytes for one
-		{"GET", "/%ff", 404, anything},
+		{"GET", "/%ff", 404, notFound("/\ufffd")},
 		{"POST", "/nope", 404, notFound("/nope")},
-		{"HEAD", "/nope", 404, anything},
 		{"OPTIONS", "*", 404, notFound("*")},
 		{"CONNECT", "localhost:80", 404, notFound("")},
 		{"PRI", "*", 404, notFound("*")},
@@ -146,7 +143,7 @@ func TestPathsAndMethods(t *testing.T) {
 			want := http.Header{
 				"Content-Type":   {"application/json"},
 				"Cache-Control":  {"no-store"},
-				"Content-Length": response.Header["Content-Length"], // compared below
+				"Content-Length": {strconv.Itoa(len(body))},
 				"Date":           response.Header["Date"],
 			}
 			if test.status == http.StatusMethodNotAllowed {
@@ -159,21 +156,8 @@ func TestPathsAndMethods(t *testing.T) {
 			if response.Close && test.method != "CONNECT" {
 				t.Error("got Connection: close, want the connection kept")
 			}
-			if test.method == "HEAD" {
-				if body != "" {
-					t.Errorf("got the body %q, want none", body)
-				}
-				return
-			}
 			if test.body != anything && body != test.body {
 				t.Errorf("got the body\n%q, want\n%q", body, test.body)
-			}
-			if got := response.Header.Get("Content-Length"); got != strconv.Itoa(len(body)) {
-				t.Errorf("got Content-Length %q for %d bytes", got, len(body))
-			}
-			var compact bytes.Buffer
-			if err := json.Compact(&compact, []byte(body)); err != nil || compact.String()+"\n" != body {
-				t.Errorf("got a body that is not one compact line of JSON (%v): %q", err, body)
 			}
 		})
 	}
@@ -182,34 +166,23 @@ func TestPathsAndMethods(t *testing.T) {
 func TestHeadHasTheHeadersOfGet(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
-	for name, test := range map[string]struct {
-		path        string
-		agentLength int // net/http treats short and long responses differently
-	}{
-		"info":                      {"/", 1},
-		"info, agent of 300 bytes":  {"/", 300},
-		"info, agent of 1200 bytes": {"/", 1200},
-		"info, agent of 4000 bytes": {"/", 4000},
-		"info, agent of 8000 bytes": {"/", 8000},
-		"health":                    {"/health", 1},
-		"not found":                 {"/nope", 1},
-		"not found, long path":      {"/" + strings.Repeat("x", 5000), 1},
-	} {
-		t.Run(name, func(t *testing.T) {
+	// It makes the response to / so long that net/http would send it in chunks, without its length.
+	agent := strings.Repeat(`"`, maxRepeated)
+	for _, path := range []string{"/", "/health", "/nope"} {
+		t.Run(path, func(t *testing.T) {
 			conn := harness.Dial(t, s.address) // the same for both, so that a body after HEAD would show
 			reader := bufio.NewReader(conn)
-			var headers []http.Header
-			for _, method := range []string{"HEAD", "GET"} {
-				harness.Write(t, conn, method+" "+test.path+" HTTP/1.1\r\nHost: localhost\r\nUser-Agent: "+strings.Repeat("a", test.agentLength)+"\r\n\r\n")
-				response, body := harness.Receive(t, reader, method)
-				if got := response.Header.Get("Content-Length"); method == "GET" && got != strconv.Itoa(len(body)) {
-					t.Errorf("got Content-Length %q for %d bytes", got, len(body))
-				}
-				response.Header.Del("Date")
-				headers = append(headers, response.Header)
+			request := " " + path + " HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + agent + "\r\n\r\n"
+			harness.Write(t, conn, "HEAD"+request)
+			head, _ := harness.Receive(t, reader, "HEAD")
+			harness.Write(t, conn, "GET"+request)
+			get, body := harness.Receive(t, reader, "GET")
+			head.Header.Set("Date", get.Header.Get("Date")) // which may be a second later
+			if head.StatusCode != get.StatusCode || !reflect.DeepEqual(head.Header, get.Header) {
+				t.Errorf("HEAD got %d %v, GET got %d %v", head.StatusCode, head.Header, get.StatusCode, get.Header)
 			}
-			if !reflect.DeepEqual(headers[0], headers[1]) {
-				t.Errorf("HEAD got %v, GET got %v", headers[0], headers[1])
+			if head.ContentLength != int64(len(body)) {
+				t.Errorf("HEAD got Content-Length %d, GET got %d bytes", head.ContentLength, len(body))
 			}
 		})
 	}
