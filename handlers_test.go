@@ -218,32 +218,25 @@ func TestInfoTellsTheContainersLimits(t *testing.T) {
 	}
 }
 
-func TestQueryAndBodyChangeNothing(t *testing.T) {
+func TestBodyIsNeitherReadNorAwaited(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
 	_, want := harness.Get(t, s.address, "/")
-	for name, request := range map[string]string{
-		"query":        "GET /?a=1;b&path=/x HTTP/1.1\r\nHost: localhost\r\n\r\n",
-		"body":         "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"path\":\"x\"}",
-		"chunked body": "GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+	for name, rest := range map[string]string{
+		"whole":                "Content-Length: 12\r\n\r\n{\"path\":\"x\"}",
+		"whole, in chunks":     "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		"missing":              "Content-Length: 10\r\n\r\n",
+		"missing, in chunks":   "Transfer-Encoding: chunked\r\n\r\n",
+		"missing, until asked": "Content-Length: 10\r\nExpect: 100-continue\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, got := harness.Send(t, s.address, "GET", request); got != want {
-				t.Errorf("got\n%s, want\n%s", got, want)
+			response, got := harness.Send(t, s.address, "GET", "GET / HTTP/1.1\r\nHost: localhost\r\n"+rest)
+			if response.StatusCode != 200 || got != want {
+				t.Errorf("got %d\n%s, want 200\n%s", response.StatusCode, got, want)
 			}
-		})
-	}
-}
-
-func TestResponseDoesNotWaitForTheBody(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "UTC")
-	for _, header := range []string{"Content-Length: 10", "Transfer-Encoding: chunked", "Content-Length: 10\r\nExpect: 100-continue"} {
-		t.Run(header, func(t *testing.T) {
-			response, _ := harness.Request(t, s.address, "GET", "/health", header+"\r\n")
-			if response.StatusCode != 200 || !response.Close || response.ContentLength <= 0 {
-				t.Errorf("got %d, close %v, Content-Length %d, want 200, Connection: close and a Content-Length",
-					response.StatusCode, response.Close, response.ContentLength)
+			if !response.Close || response.ContentLength != int64(len(want)) {
+				t.Errorf("got close %v and Content-Length %d, want Connection: close and the length",
+					response.Close, response.ContentLength)
 			}
 		})
 	}
@@ -255,11 +248,9 @@ func TestUserAgentIsRepeatedAsValidUTF8(t *testing.T) {
 	long := strings.Repeat("a", maxRepeated)
 	for name, test := range map[string]struct{ sent, want string }{
 		"empty":                     {"", ""},
-		"quotes and backslash":      {`say "hi" \ back`, `say "hi" \ back`},
-		"markup":                    {"<script>&amp;</script>", "<script>&amp;</script>"},
+		"quotes, tab, markup":       {"say \"hi\" \\\t<b>&amp;", "say \"hi\" \\\t<b>&amp;"},
 		"latin-1":                   {"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd"},
 		"UTF-8":                     {"naïve ☕ \u2028", "naïve ☕ \u2028"},
-		"tab":                       {"tab\there", "tab\there"},
 		"1 KiB":                     {long, long},
 		"more than 1 KiB":           {long + "cut", long},
 		"1 KiB end inside a letter": {long[1:] + "é", long[1:] + "\ufffd"},
@@ -318,7 +309,6 @@ func TestTimesAreInTheConfiguredZone(t *testing.T) {
 	for _, test := range []struct{ timezone, name, now string }{
 		{"Asia/Tokyo", "Asia/Tokyo", "2024-03-01T08:30:00.123+09:00"},
 		{"America/St_Johns", "America/St_Johns", "2024-02-29T20:00:00.123-03:30"},
-		{"UTC", "UTC", "2024-02-29T23:30:00.123Z"},
 		{"Local", abbreviation, local.Format(timeLayout)},
 	} {
 		t.Run("TZ="+test.timezone, func(t *testing.T) {
@@ -339,10 +329,8 @@ func TestUptime(t *testing.T) {
 	s := startServer(t, "UTC")
 	const minute, hour, day = time.Minute, time.Hour, 24 * time.Hour
 	for uptime, want := range map[time.Duration]string{
-		0:                             "0 seconds",
 		999 * time.Millisecond:        "0 seconds",
 		time.Second:                   "1 second",
-		42 * time.Second:              "42 seconds",
 		minute:                        "1 minute",
 		minute + 5*time.Second:        "1 minute, 5 seconds",
 		hour - 1:                      "59 minutes, 59 seconds",
@@ -369,7 +357,6 @@ func TestClientIP(t *testing.T) {
 		"[2001:db8::1]:1234":        "2001:db8::1",
 		"[::ffff:192.0.2.7]:1234":   "192.0.2.7",
 		"[fe80::1%eth0]:1234":       "fe80::1",
-		"[::1]:65535":               "::1",
 		"[2001:db8:0:0:0:0:0:1]:80": "2001:db8::1",
 		"@":                         "@", // not an address; the peer of a Unix socket
 	} {
@@ -379,9 +366,8 @@ func TestClientIP(t *testing.T) {
 			request.RemoteAddr = remote
 			recorder := httptest.NewRecorder()
 			svc.ServeHTTP(recorder, request)
-			var got infoResponse
-			if err := json.Unmarshal(recorder.Body.Bytes(), &got); err != nil || got.Request.ClientIP != want {
-				t.Errorf("got %q (%v), want %q", got.Request.ClientIP, err, want)
+			if body := recorder.Body.String(); !strings.Contains(body, `"client_ip":"`+want+`"`) {
+				t.Errorf("got %s, want the client_ip %s", body, want)
 			}
 		})
 	}
@@ -390,46 +376,29 @@ func TestClientIP(t *testing.T) {
 func TestEachRequestIsLogged(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
+	long := strings.Repeat("x", maxRepeated)
 	for i, request := range []struct {
-		method, target, level string
-		status                int
+		method, target, path, level string
+		status                      int
 	}{
-		{"GET", "/", "INFO", 200},
-		{"GET", "/health?probe", "DEBUG", 200},
-		{"HEAD", "/", "INFO", 200},
-		{"DELETE", "/health", "INFO", 405},
-		{"GET", "/nope\u2028%0a{", "INFO", 404},
+		{"GET", "/", "/", "INFO", 200},
+		{"GET", "/health?probe", "/health", "DEBUG", 200},
+		{"HEAD", "/", "/", "INFO", 200},
+		{"DELETE", "/health", "/health", "INFO", 405},
+		{"GET", "/nope\u2028%0a{", "/nope\u2028\n{", "INFO", 404},
+		{"GET", "/" + long, "/" + long[1:], "INFO", 404},
 	} {
-		_, body := harness.Request(t, s.address, request.method, request.target, "User-Agent: test/1 \"\xff\r\n")
+		_, body := harness.Request(t, s.address, request.method, request.target, "User-Agent: \"\xff"+long+"\r\n")
 		line := harness.WaitForLog(t, s.log, "request", i+1)[i]
-		path, _, _ := strings.Cut(request.target, "?")
 		for key, want := range map[string]any{
 			"level": request.level, "duration_ms": 0.0,
-			"method": request.method, "path": strings.ReplaceAll(path, "%0a", "\n"),
+			"method": request.method, "path": request.path,
 			"status": float64(request.status), "bytes": float64(len(body)),
-			"client_ip": "127.0.0.1", "user_agent": "test/1 \"\ufffd",
+			"client_ip": "127.0.0.1", "user_agent": "\"\ufffd" + long[2:],
 		} {
 			if line[key] != want {
 				t.Errorf("%s %s: got %s %v, want %v", request.method, request.target, key, line[key], want)
 			}
-		}
-	}
-	for _, line := range strings.Split(strings.TrimSpace(s.log.String()), "\n") {
-		if !json.Valid([]byte(line)) {
-			t.Errorf("got a log line that is not JSON: %q", line)
-		}
-	}
-}
-
-func TestLogLinesAreBounded(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "UTC")
-	long := strings.Repeat("x", 6000)
-	harness.Request(t, s.address, "GET", "/"+long, "User-Agent: "+long+"\r\n")
-	line := harness.WaitForLog(t, s.log, "request", 1)[0]
-	for _, key := range []string{"path", "user_agent"} {
-		if got := len(fmt.Sprint(line[key])); got != maxRepeated {
-			t.Errorf("got %d bytes of %s, want %d", got, key, maxRepeated)
 		}
 	}
 }
