@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"reflect"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -450,26 +449,21 @@ func TestVersionIsTheDefaultOfBothDockerfiles(t *testing.T) {
 func FuzzHandler(f *testing.F) {
 	for _, seed := range [][4]string{
 		{"GET", "/", "curl/8", "192.0.2.1:1"},
-		{"HEAD", "/health?x=1", "\xff\"<>\\\u2028", "[::ffff:192.0.2.1]:1"},
-		{"POST", "/%ff/%00", strings.Repeat("é", 5000), "[fe80::1%eth0]:1"},
+		{"GET", "/?x=1", "\xff\"<>\\\u2028", "[::ffff:192.0.2.1]:1"},
+		{"GET", "http://localhost", "\t", "\xff\x7f\x00\x00.0.2.1:1"},
+		{"HEAD", "/health", "", "0.0.0:0"},
+		{"POST", "/%ff/%00%08", strings.Repeat("é", 5000), "[fe80::1%eth0]:1"},
+		{"BREW", "/health", "", "[0.0.0.0]:0"},
 		{"OPTIONS", "*", "", "@"},
-		{"CONNECT", "host:1", "\t", ""},
-		// What fuzzing found to reach code that the seeds above do not.
-		{"0", "\n", "0", "0"}, {"0", "0\x04", "", "0"}, {"0", "/߆߆", "0", "0"}, {"CONNECT", "0", "0", ""},
-		{"GET", "/", "curl/8", "\xff\x7f\x00\x00.0.2.1:1"}, {"0", "a", "", "0"}, {"0", ":", "0", "0"},
-		{"0", "0", "0", "0"}, {"CONNECT", "#", "0", "0"}, {"0", "/" + strings.Repeat("!", 120), "0", "0"},
-		{"0", "", "0", "0"}, {"0", "/", "0", "100.0.0.0:0"}, {"0", "/+", "0", "0"}, {"0", "/%0X0", "0", "0"},
-		{"0 ", "0", "", "0"}, {"0", "*", "\b", "0"}, {" ", "0", "0", "0"}, {"0", "?", "0", "0"},
-		{"0", "/00\"0000%00", "0", "0"}, {"0", "A00:", "0", "0"}, {"HEAD", "/health", "0", "0"},
+		{"CONNECT", "host:1", "", ""},
 	} {
 		f.Add(seed[0], seed[1], seed[2], seed[3])
 	}
 	svc := newTestService(io.Discard, time.Now, time.UTC, newSystemInfo(fstest.MapFS{}, platform.Limits{}))
-	token := regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 	f.Fuzz(func(t *testing.T, method, target, userAgent, remote string) {
 		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(
 			method + " " + target + " HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + userAgent + "\r\n\r\n")))
-		if err != nil || !token.MatchString(request.Method) {
+		if err != nil {
 			return // net/http answers this itself
 		}
 		request.RemoteAddr = remote
