@@ -124,6 +124,7 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/%3Cb%3E&", 404, notFound("/<b>&")}, // not escaped, because that would be six bytes for one
 		{"GET", "/%ff", 404, notFound("/\ufffd")},
 		{"POST", "/nope", 404, notFound("/nope")},
+		{"GET", "/" + strings.Repeat("x", maxRepeated), 404, notFound("/" + strings.Repeat("x", maxRepeated-1))},
 		{"OPTIONS", "*", 404, notFound("*")},
 		{"CONNECT", "localhost:80", 404, notFound("")},
 		{"PRI", "*", 404, notFound("*")},
@@ -222,11 +223,11 @@ func TestBodyIsNeitherReadNorAwaited(t *testing.T) {
 	s := startServer(t, "UTC")
 	_, want := harness.Get(t, s.address, "/")
 	for name, rest := range map[string]string{
-		"whole":                "Content-Length: 12\r\n\r\n{\"path\":\"x\"}",
-		"whole, in chunks":     "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
-		"missing":              "Content-Length: 10\r\n\r\n",
-		"missing, in chunks":   "Transfer-Encoding: chunked\r\n\r\n",
-		"missing, until asked": "Content-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+		"whole":                  "Content-Length: 12\r\n\r\n{\"path\":\"x\"}",
+		"whole, in chunks":       "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		"missing":                "Content-Length: 10\r\n\r\n",
+		"missing, in chunks":     "Transfer-Encoding: chunked\r\n\r\n",
+		"missing, not asked for": "Content-Length: 10\r\nExpect: 100-continue\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			response, got := harness.Send(t, s.address, "GET", "GET / HTTP/1.1\r\nHost: localhost\r\n"+rest)
