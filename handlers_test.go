@@ -340,18 +340,17 @@ func TestUptime(t *testing.T) {
 		day + time.Second:             "1 day, 1 second",
 		400 * day:                     "400 days",
 	} {
-		t.Run(uptime.String(), func(t *testing.T) {
-			s.uptime.Store(int64(uptime))
-			got := s.info(t, "").Runtime
-			if got.UptimeHuman != want || got.UptimeSeconds != int64(uptime.Seconds()) {
-				t.Errorf("got %d, %q, want %d, %q", got.UptimeSeconds, got.UptimeHuman, int64(uptime.Seconds()), want)
-			}
-		})
+		s.uptime.Store(int64(uptime))
+		got := s.info(t, "").Runtime
+		if got.UptimeHuman != want || got.UptimeSeconds != int64(uptime.Seconds()) {
+			t.Errorf("after %v: got %d, %q, want %q", uptime, got.UptimeSeconds, got.UptimeHuman, want)
+		}
 	}
 }
 
 func TestClientIP(t *testing.T) {
 	t.Parallel()
+	svc := newTestService(io.Discard, time.Now, time.UTC, systemInfo{})
 	for remote, want := range map[string]string{
 		"192.0.2.7:1234":            "192.0.2.7",
 		"[2001:db8::1]:1234":        "2001:db8::1",
@@ -360,16 +359,13 @@ func TestClientIP(t *testing.T) {
 		"[2001:db8:0:0:0:0:0:1]:80": "2001:db8::1",
 		"@":                         "@", // not an address; the peer of a Unix socket
 	} {
-		t.Run(remote, func(t *testing.T) {
-			svc := newTestService(io.Discard, time.Now, time.UTC, systemInfo{})
-			request := httptest.NewRequest("GET", "/", nil)
-			request.RemoteAddr = remote
-			recorder := httptest.NewRecorder()
-			svc.ServeHTTP(recorder, request)
-			if body := recorder.Body.String(); !strings.Contains(body, `"client_ip":"`+want+`"`) {
-				t.Errorf("got %s, want the client_ip %s", body, want)
-			}
-		})
+		request := httptest.NewRequest("GET", "/", nil)
+		request.RemoteAddr = remote
+		recorder := httptest.NewRecorder()
+		svc.ServeHTTP(recorder, request)
+		if body := recorder.Body.String(); !strings.Contains(body, `"client_ip":"`+want+`"`) {
+			t.Errorf("%s: got %s, want the client_ip %s", remote, body, want)
+		}
 	}
 }
 
