@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"reflect"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -116,8 +115,6 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/%68ealth", 200, healthy}, // equivalent by RFC 3986, section 6.2.2.2
 		{"GET", "http://localhost/health", 200, healthy},
 		{"GET", "http://localhost", 200, anything},
-		{"HEAD", "/", 200, anything},
-		{"HEAD", "/health", 200, anything},
 		{"GET", "/nope", 404, notFound("/nope")},
 		{"GET", "/health/", 404, notFound("/health/")},
 		{"GET", "//health", 404, notFound("//health")},
@@ -125,9 +122,9 @@ func TestPathsAndMethods(t *testing.T) {
 		{"GET", "/x/../health", 404, notFound("/x/../health")},
 		{"GET", "/Health", 404, notFound("/Health")},
 		{"GET", "/%3Cb%3E&", 404, notFound("/<b>&")}, // not escaped, because that would be six bytes for one
-		{"GET", "/%ff", 404, anything},
+		{"GET", "/%ff", 404, notFound("/\ufffd")},
 		{"POST", "/nope", 404, notFound("/nope")},
-		{"HEAD", "/nope", 404, anything},
+		{"GET", "/" + strings.Repeat("x", maxRepeated), 404, notFound("/" + strings.Repeat("x", maxRepeated-1))},
 		{"OPTIONS", "*", 404, notFound("*")},
 		{"CONNECT", "localhost:80", 404, notFound("")},
 		{"PRI", "*", 404, notFound("*")},
@@ -146,7 +143,7 @@ func TestPathsAndMethods(t *testing.T) {
 			want := http.Header{
 				"Content-Type":   {"application/json"},
 				"Cache-Control":  {"no-store"},
-				"Content-Length": response.Header["Content-Length"], // compared below
+				"Content-Length": {strconv.Itoa(len(body))},
 				"Date":           response.Header["Date"],
 			}
 			if test.status == http.StatusMethodNotAllowed {
@@ -159,21 +156,8 @@ func TestPathsAndMethods(t *testing.T) {
 			if response.Close && test.method != "CONNECT" {
 				t.Error("got Connection: close, want the connection kept")
 			}
-			if test.method == "HEAD" {
-				if body != "" {
-					t.Errorf("got the body %q, want none", body)
-				}
-				return
-			}
 			if test.body != anything && body != test.body {
 				t.Errorf("got the body\n%q, want\n%q", body, test.body)
-			}
-			if got := response.Header.Get("Content-Length"); got != strconv.Itoa(len(body)) {
-				t.Errorf("got Content-Length %q for %d bytes", got, len(body))
-			}
-			var compact bytes.Buffer
-			if err := json.Compact(&compact, []byte(body)); err != nil || compact.String()+"\n" != body {
-				t.Errorf("got a body that is not one compact line of JSON (%v): %q", err, body)
 			}
 		})
 	}
@@ -182,62 +166,43 @@ func TestPathsAndMethods(t *testing.T) {
 func TestHeadHasTheHeadersOfGet(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
-	for name, test := range map[string]struct {
-		path        string
-		agentLength int // net/http treats short and long responses differently
-	}{
-		"info":                      {"/", 1},
-		"info, agent of 300 bytes":  {"/", 300},
-		"info, agent of 1200 bytes": {"/", 1200},
-		"info, agent of 4000 bytes": {"/", 4000},
-		"info, agent of 8000 bytes": {"/", 8000},
-		"health":                    {"/health", 1},
-		"not found":                 {"/nope", 1},
-		"not found, long path":      {"/" + strings.Repeat("x", 5000), 1},
-	} {
-		t.Run(name, func(t *testing.T) {
+	// It makes the response to / so long that net/http would send it in chunks, without its length.
+	agent := strings.Repeat(`"`, maxRepeated)
+	for _, path := range []string{"/", "/health", "/nope"} {
+		t.Run(path, func(t *testing.T) {
 			conn := harness.Dial(t, s.address) // the same for both, so that a body after HEAD would show
 			reader := bufio.NewReader(conn)
-			var headers []http.Header
-			for _, method := range []string{"HEAD", "GET"} {
-				harness.Write(t, conn, method+" "+test.path+" HTTP/1.1\r\nHost: localhost\r\nUser-Agent: "+strings.Repeat("a", test.agentLength)+"\r\n\r\n")
-				response, body := harness.Receive(t, reader, method)
-				if got := response.Header.Get("Content-Length"); method == "GET" && got != strconv.Itoa(len(body)) {
-					t.Errorf("got Content-Length %q for %d bytes", got, len(body))
-				}
-				response.Header.Del("Date")
-				headers = append(headers, response.Header)
+			request := " " + path + " HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + agent + "\r\n\r\n"
+			harness.Write(t, conn, "HEAD"+request)
+			head, _ := harness.Receive(t, reader, "HEAD")
+			harness.Write(t, conn, "GET"+request)
+			get, body := harness.Receive(t, reader, "GET")
+			head.Header.Set("Date", get.Header.Get("Date")) // which may be a second later
+			if head.StatusCode != get.StatusCode || !reflect.DeepEqual(head.Header, get.Header) {
+				t.Errorf("HEAD got %d %v, GET got %d %v", head.StatusCode, head.Header, get.StatusCode, get.Header)
 			}
-			if !reflect.DeepEqual(headers[0], headers[1]) {
-				t.Errorf("HEAD got %v, GET got %v", headers[0], headers[1])
+			if head.ContentLength != int64(len(body)) {
+				t.Errorf("HEAD got Content-Length %d, GET got %d bytes", head.ContentLength, len(body))
 			}
 		})
 	}
 }
 
-// quote is the JSON of a string.
-func quote(t *testing.T, text string) string {
-	t.Helper()
-	quoted, err := json.Marshal(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(quoted)
-}
-
 func TestInfoDescribesServiceSystemAndRequest(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
-	_, got := harness.Request(t, s.address, "GET", "/", "User-Agent: test/1\r\nX-Forwarded-For: 203.0.113.9\r\nX-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\n")
+	_, got := harness.Request(t, s.address, "GET", "/?a=1;b&path=/x", "User-Agent: test/1\r\n"+
+		"X-Forwarded-For: 203.0.113.9\r\nX-Real-IP: 203.0.113.9\r\nForwarded: for=203.0.113.9\r\n")
 	hostname, _ := os.Hostname()
-	want := `{"service":{"name":"devops-info-service","version":"1.0.0","description":"DevOps course info service","framework":"Go net/http"},` +
-		`"system":{"hostname":` + quote(t, hostname) + `,"platform":"` + runtime.GOOS + `","platform_version":` + quote(t, platform.Version(os.DirFS("/"))) +
-		`,"architecture":"` + runtime.GOARCH + `","cpu_count":` + strconv.Itoa(runtime.NumCPU()) + `,"go_version":"` + runtime.Version() + `","cpu_limit":null,"memory_limit_bytes":null},` +
-		`"runtime":{"uptime_seconds":0,"uptime_human":"0 seconds","current_time":"2024-02-29T23:30:00.123Z","timezone":"UTC"},` +
-		`"request":{"client_ip":"127.0.0.1","user_agent":"test/1","method":"GET","path":"/"},` +
-		`"endpoints":[{"path":"/","method":"GET","description":"Service information"},{"path":"/health","method":"GET","description":"Health check"}`
-	// More endpoints may follow.
-	if !strings.HasPrefix(got, want) || !strings.HasSuffix(got, "}]}\n") {
+	want := fmt.Sprintf(`{"service":{"name":"devops-info-service","version":"1.0.0",`+
+		`"description":"DevOps course info service","framework":"Go net/http"},`+
+		`"system":{"hostname":%q,"platform":%q,"platform_version":%q,"architecture":%q,"cpu_count":%d,`+
+		`"go_version":%q,"cpu_limit":null,"memory_limit_bytes":null},`+
+		`"runtime":{"uptime_seconds":0,"uptime_human":"0 seconds",`+
+		`"current_time":"2024-02-29T23:30:00.123Z","timezone":"UTC"},`+
+		`"request":{"client_ip":"127.0.0.1","user_agent":"test/1","method":"GET","path":"/"},"endpoints":[`,
+		hostname, runtime.GOOS, platform.Version(os.DirFS("/")), runtime.GOARCH, runtime.NumCPU(), runtime.Version())
+	if !strings.HasPrefix(got, want) {
 		t.Errorf("got\n%s, want\n%s", got, want)
 	}
 }
@@ -245,8 +210,7 @@ func TestInfoDescribesServiceSystemAndRequest(t *testing.T) {
 func TestInfoTellsTheContainersLimits(t *testing.T) {
 	t.Parallel()
 	cpus, memory := 0.5, int64(64<<20)
-	svc := newTestService(io.Discard, time.Now, time.UTC,
-		systemInfo{CPULimit: &cpus, MemoryLimit: &memory})
+	svc := newTestService(io.Discard, time.Now, time.UTC, systemInfo{CPULimit: &cpus, MemoryLimit: &memory})
 	recorder := httptest.NewRecorder()
 	svc.ServeHTTP(recorder, httptest.NewRequest("GET", "/", nil))
 	if want := `"cpu_limit":0.5,"memory_limit_bytes":67108864}`; !strings.Contains(recorder.Body.String(), want) {
@@ -254,32 +218,25 @@ func TestInfoTellsTheContainersLimits(t *testing.T) {
 	}
 }
 
-func TestQueryAndBodyChangeNothing(t *testing.T) {
+func TestBodyIsNeitherReadNorAwaited(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
 	_, want := harness.Get(t, s.address, "/")
-	for name, request := range map[string]string{
-		"query":        "GET /?a=1;b&path=/x HTTP/1.1\r\nHost: localhost\r\n\r\n",
-		"body":         "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\n\r\n{\"path\":\"x\"}",
-		"chunked body": "GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+	for name, rest := range map[string]string{
+		"whole":                  "Content-Length: 12\r\n\r\n{\"path\":\"x\"}",
+		"whole, in chunks":       "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		"missing":                "Content-Length: 10\r\n\r\n",
+		"missing, in chunks":     "Transfer-Encoding: chunked\r\n\r\n",
+		"missing, not asked for": "Content-Length: 10\r\nExpect: 100-continue\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, got := harness.Send(t, s.address, "GET", request); got != want {
-				t.Errorf("got\n%s, want\n%s", got, want)
+			response, got := harness.Send(t, s.address, "GET", "GET / HTTP/1.1\r\nHost: localhost\r\n"+rest)
+			if response.StatusCode != 200 || got != want {
+				t.Errorf("got %d\n%s, want 200\n%s", response.StatusCode, got, want)
 			}
-		})
-	}
-}
-
-func TestResponseDoesNotWaitForTheBody(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "UTC")
-	for _, header := range []string{"Content-Length: 10", "Transfer-Encoding: chunked", "Content-Length: 10\r\nExpect: 100-continue"} {
-		t.Run(header, func(t *testing.T) {
-			response, _ := harness.Request(t, s.address, "GET", "/health", header+"\r\n")
-			if response.StatusCode != 200 || !response.Close || response.ContentLength <= 0 {
-				t.Errorf("got %d, close %v, Content-Length %d, want 200, Connection: close and a Content-Length",
-					response.StatusCode, response.Close, response.ContentLength)
+			if !response.Close || response.ContentLength != int64(len(want)) {
+				t.Errorf("got close %v and Content-Length %d, want Connection: close and the length",
+					response.Close, response.ContentLength)
 			}
 		})
 	}
@@ -291,11 +248,9 @@ func TestUserAgentIsRepeatedAsValidUTF8(t *testing.T) {
 	long := strings.Repeat("a", maxRepeated)
 	for name, test := range map[string]struct{ sent, want string }{
 		"empty":                     {"", ""},
-		"quotes and backslash":      {`say "hi" \ back`, `say "hi" \ back`},
-		"markup":                    {"<script>&amp;</script>", "<script>&amp;</script>"},
+		"quotes, tab, markup":       {"say \"hi\" \\\t<b>&amp;", "say \"hi\" \\\t<b>&amp;"},
 		"latin-1":                   {"latin-1 \xe9, then \xff\xfe", "latin-1 \ufffd, then \ufffd"},
 		"UTF-8":                     {"naïve ☕ \u2028", "naïve ☕ \u2028"},
-		"tab":                       {"tab\there", "tab\there"},
 		"1 KiB":                     {long, long},
 		"more than 1 KiB":           {long + "cut", long},
 		"1 KiB end inside a letter": {long[1:] + "é", long[1:] + "\ufffd"},
@@ -354,7 +309,6 @@ func TestTimesAreInTheConfiguredZone(t *testing.T) {
 	for _, test := range []struct{ timezone, name, now string }{
 		{"Asia/Tokyo", "Asia/Tokyo", "2024-03-01T08:30:00.123+09:00"},
 		{"America/St_Johns", "America/St_Johns", "2024-02-29T20:00:00.123-03:30"},
-		{"UTC", "UTC", "2024-02-29T23:30:00.123Z"},
 		{"Local", abbreviation, local.Format(timeLayout)},
 	} {
 		t.Run("TZ="+test.timezone, func(t *testing.T) {
@@ -375,10 +329,8 @@ func TestUptime(t *testing.T) {
 	s := startServer(t, "UTC")
 	const minute, hour, day = time.Minute, time.Hour, 24 * time.Hour
 	for uptime, want := range map[time.Duration]string{
-		0:                             "0 seconds",
 		999 * time.Millisecond:        "0 seconds",
 		time.Second:                   "1 second",
-		42 * time.Second:              "42 seconds",
 		minute:                        "1 minute",
 		minute + 5*time.Second:        "1 minute, 5 seconds",
 		hour - 1:                      "59 minutes, 59 seconds",
@@ -388,84 +340,61 @@ func TestUptime(t *testing.T) {
 		day + time.Second:             "1 day, 1 second",
 		400 * day:                     "400 days",
 	} {
-		t.Run(uptime.String(), func(t *testing.T) {
-			s.uptime.Store(int64(uptime))
-			got := s.info(t, "").Runtime
-			if got.UptimeHuman != want || got.UptimeSeconds != int64(uptime.Seconds()) {
-				t.Errorf("got %d, %q, want %d, %q", got.UptimeSeconds, got.UptimeHuman, int64(uptime.Seconds()), want)
-			}
-		})
+		s.uptime.Store(int64(uptime))
+		got := s.info(t, "").Runtime
+		if got.UptimeHuman != want || got.UptimeSeconds != int64(uptime.Seconds()) {
+			t.Errorf("after %v: got %d, %q, want %q", uptime, got.UptimeSeconds, got.UptimeHuman, want)
+		}
 	}
 }
 
 func TestClientIP(t *testing.T) {
 	t.Parallel()
+	svc := newTestService(io.Discard, time.Now, time.UTC, systemInfo{})
 	for remote, want := range map[string]string{
 		"192.0.2.7:1234":            "192.0.2.7",
 		"[2001:db8::1]:1234":        "2001:db8::1",
 		"[::ffff:192.0.2.7]:1234":   "192.0.2.7",
 		"[fe80::1%eth0]:1234":       "fe80::1",
-		"[::1]:65535":               "::1",
 		"[2001:db8:0:0:0:0:0:1]:80": "2001:db8::1",
 		"@":                         "@", // not an address; the peer of a Unix socket
 	} {
-		t.Run(remote, func(t *testing.T) {
-			svc := newTestService(io.Discard, time.Now, time.UTC, systemInfo{})
-			request := httptest.NewRequest("GET", "/", nil)
-			request.RemoteAddr = remote
-			recorder := httptest.NewRecorder()
-			svc.ServeHTTP(recorder, request)
-			var got infoResponse
-			if err := json.Unmarshal(recorder.Body.Bytes(), &got); err != nil || got.Request.ClientIP != want {
-				t.Errorf("got %q (%v), want %q", got.Request.ClientIP, err, want)
-			}
-		})
+		request := httptest.NewRequest("GET", "/", nil)
+		request.RemoteAddr = remote
+		recorder := httptest.NewRecorder()
+		svc.ServeHTTP(recorder, request)
+		if body := recorder.Body.String(); !strings.Contains(body, `"client_ip":"`+want+`"`) {
+			t.Errorf("%s: got %s, want the client_ip %s", remote, body, want)
+		}
 	}
 }
 
 func TestEachRequestIsLogged(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "UTC")
+	long := strings.Repeat("x", maxRepeated)
 	for i, request := range []struct {
-		method, target, level string
-		status                int
+		method, target, path, level string
+		status                      int
 	}{
-		{"GET", "/", "INFO", 200},
-		{"GET", "/health?probe", "DEBUG", 200},
-		{"HEAD", "/", "INFO", 200},
-		{"DELETE", "/health", "INFO", 405},
-		{"GET", "/nope\u2028%0a{", "INFO", 404},
+		{"GET", "/", "/", "INFO", 200},
+		{"GET", "/health?probe", "/health", "DEBUG", 200},
+		{"HEAD", "/", "/", "INFO", 200},
+		{"DELETE", "/health", "/health", "INFO", 405},
+		{"GET", "/nope\u2028%0a{", "/nope\u2028\n{", "INFO", 404},
+		{"GET", "/" + long, "/" + long[1:], "INFO", 404},
 	} {
-		_, body := harness.Request(t, s.address, request.method, request.target, "User-Agent: test/1 \"\xff\r\n")
+		_, body := harness.Request(t, s.address, request.method, request.target, "User-Agent: \"\xff"+long+"\r\n")
 		line := harness.WaitForLog(t, s.log, "request", i+1)[i]
-		path, _, _ := strings.Cut(request.target, "?")
 		for key, want := range map[string]any{
 			"level": request.level, "duration_ms": 0.0,
-			"method": request.method, "path": strings.ReplaceAll(path, "%0a", "\n"),
+			"method": request.method, "path": request.path,
 			"status": float64(request.status), "bytes": float64(len(body)),
-			"client_ip": "127.0.0.1", "user_agent": "test/1 \"\ufffd",
+			"client_ip": "127.0.0.1", "user_agent": "\"\ufffd" + long[2:],
 		} {
 			if line[key] != want {
 				t.Errorf("%s %s: got %s %v, want %v", request.method, request.target, key, line[key], want)
 			}
-		}
-	}
-	for _, line := range strings.Split(strings.TrimSpace(s.log.String()), "\n") {
-		if !json.Valid([]byte(line)) {
-			t.Errorf("got a log line that is not JSON: %q", line)
-		}
-	}
-}
-
-func TestLogLinesAreBounded(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "UTC")
-	long := strings.Repeat("x", 6000)
-	harness.Request(t, s.address, "GET", "/"+long, "User-Agent: "+long+"\r\n")
-	line := harness.WaitForLog(t, s.log, "request", 1)[0]
-	for _, key := range []string{"path", "user_agent"} {
-		if got := len(fmt.Sprint(line[key])); got != maxRepeated {
-			t.Errorf("got %d bytes of %s, want %d", got, key, maxRepeated)
 		}
 	}
 }
@@ -481,11 +410,14 @@ func TestRunServesBothEndpointsUntilItsContextEnds(t *testing.T) {
 	}()
 	address := "127.0.0.1:" + harness.WaitForPort(t, stdout)
 	_, body := harness.Get(t, address, "/")
-	if want := `"endpoints":[{"path":"/","method":"GET","description":"Service information"},{"path":"/health","method":"GET","description":"Health check"}`; !strings.Contains(body, want) {
+	// More endpoints may follow.
+	want := `"endpoints":[{"path":"/","method":"GET","description":"Service information"},` +
+		`{"path":"/health","method":"GET","description":"Health check"}`
+	if !strings.Contains(body, want) {
 		t.Errorf("got %s, want %s", body, want)
 	}
-	if response, _ := harness.Get(t, address, "/health"); response.StatusCode != 200 {
-		t.Errorf("/health: got %d, want 200", response.StatusCode)
+	if _, body := harness.Get(t, address, "/health"); !strings.HasPrefix(body, `{"status":"healthy"`) {
+		t.Errorf("got %s from /health, want it healthy", body)
 	}
 	cancel()
 	if got := <-code; got != exitOK {
@@ -514,26 +446,21 @@ func TestVersionIsTheDefaultOfBothDockerfiles(t *testing.T) {
 func FuzzHandler(f *testing.F) {
 	for _, seed := range [][4]string{
 		{"GET", "/", "curl/8", "192.0.2.1:1"},
-		{"HEAD", "/health?x=1", "\xff\"<>\\\u2028", "[::ffff:192.0.2.1]:1"},
-		{"POST", "/%ff/%00", strings.Repeat("é", 5000), "[fe80::1%eth0]:1"},
+		{"GET", "/?x=1", "\xff\"<>\\\u2028", "[::ffff:192.0.2.1]:1"},
+		{"GET", "http://localhost", "\t", "\xff\x7f\x00\x00.0.2.1:1"},
+		{"HEAD", "/health", "", "0.0.0:0"},
+		{"POST", "/%ff/%00%08", strings.Repeat("é", 5000), "[fe80::1%eth0]:1"},
+		{"BREW", "/health", "", "[0.0.0.0]:0"},
 		{"OPTIONS", "*", "", "@"},
-		{"CONNECT", "host:1", "\t", ""},
-		// What fuzzing found to reach code that the seeds above do not.
-		{"0", "\n", "0", "0"}, {"0", "0\x04", "", "0"}, {"0", "/߆߆", "0", "0"}, {"CONNECT", "0", "0", ""},
-		{"GET", "/", "curl/8", "\xff\x7f\x00\x00.0.2.1:1"}, {"0", "a", "", "0"}, {"0", ":", "0", "0"},
-		{"0", "0", "0", "0"}, {"CONNECT", "#", "0", "0"}, {"0", "/" + strings.Repeat("!", 120), "0", "0"},
-		{"0", "", "0", "0"}, {"0", "/", "0", "100.0.0.0:0"}, {"0", "/+", "0", "0"}, {"0", "/%0X0", "0", "0"},
-		{"0 ", "0", "", "0"}, {"0", "*", "\b", "0"}, {" ", "0", "0", "0"}, {"0", "?", "0", "0"},
-		{"0", "/00\"0000%00", "0", "0"}, {"0", "A00:", "0", "0"}, {"HEAD", "/health", "0", "0"},
+		{"CONNECT", "host:1", "", ""},
 	} {
 		f.Add(seed[0], seed[1], seed[2], seed[3])
 	}
 	svc := newTestService(io.Discard, time.Now, time.UTC, newSystemInfo(fstest.MapFS{}, platform.Limits{}))
-	token := regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 	f.Fuzz(func(t *testing.T, method, target, userAgent, remote string) {
 		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(
 			method + " " + target + " HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + userAgent + "\r\n\r\n")))
-		if err != nil || !token.MatchString(request.Method) {
+		if err != nil {
 			return // net/http answers this itself
 		}
 		request.RemoteAddr = remote
@@ -551,13 +478,6 @@ func FuzzHandler(f *testing.F) {
 	})
 }
 
-// discardWriter is a ResponseWriter that costs nothing.
-type discardWriter struct{ header http.Header }
-
-func (d discardWriter) Header() http.Header         { return d.header }
-func (d discardWriter) WriteHeader(int)             {}
-func (d discardWriter) Write(p []byte) (int, error) { return len(p), nil }
-
 // BenchmarkHandler is one request through the whole handler, its log line included.
 func BenchmarkHandler(b *testing.B) {
 	svc := newTestService(io.Discard, time.Now, time.UTC, newSystemInfo(os.DirFS("/"), platform.Limits{}))
@@ -565,7 +485,7 @@ func BenchmarkHandler(b *testing.B) {
 		b.Run("path="+path, func(b *testing.B) {
 			request := httptest.NewRequest("GET", path, nil)
 			request.Header.Set("User-Agent", "curl/8.5.0")
-			w := discardWriter{http.Header{}}
+			w := &httptest.ResponseRecorder{} // without a Body, because that would grow
 			b.ReportAllocs()
 			for i := 0; i < b.N; i++ {
 				svc.ServeHTTP(w, request)

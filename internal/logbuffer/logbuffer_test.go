@@ -2,33 +2,35 @@ package logbuffer
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"devops-info-service/test/harness"
 )
 
 const warning = "log lines were dropped, because nobody read the log"
 
-// blocked is an output that takes nothing until it is released.
-type blocked struct {
+// output is what a Writer writes to. The test says what becomes of each write.
+type output struct {
 	bytes.Buffer
-	release chan struct{}
-	writes  atomic.Int64
+	results chan error // each write waits for its own; closed: all succeed
+	writes  int
 }
 
-func (b *blocked) Write(p []byte) (int, error) {
-	b.writes.Add(1)
-	<-b.release
-	return b.Buffer.Write(p)
+func (o *output) Write(p []byte) (int, error) {
+	o.writes++
+	if err := <-o.results; err != nil {
+		return 0, err
+	}
+	return o.Buffer.Write(p)
 }
 
-func TestNothingIsLostOrReordered(t *testing.T) {
+func TestAllLinesAreWrittenInOrderUntilClose(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer // only read after Close
 	w := New(&out)
@@ -45,27 +47,24 @@ func TestNothingIsLostOrReordered(t *testing.T) {
 	}
 	writing.Wait()
 	w.Close(time.Minute)
+	io.WriteString(w, "after Close\n")
 	var next [writers]int
-	for _, line := range strings.Split(strings.TrimSpace(out.String()), "\n") {
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	for _, line := range lines {
 		var i, n int
-		if _, err := fmt.Sscanf(line, "%d %d", &i, &n); err != nil {
-			t.Fatalf("line %q: %v", line, err)
-		}
-		if n != next[i] {
-			t.Fatalf("writer %d: got line %d, want %d", i, n, next[i])
+		if _, err := fmt.Sscanf(line, "%d %d", &i, &n); err != nil || n != next[i] {
+			t.Fatalf("got the line %q (%v), want line %d of writer %d", line, err, next[i], i)
 		}
 		next[i]++
 	}
-	for i, n := range next {
-		if n != each {
-			t.Errorf("writer %d: got %d lines, want %d", i, n, each)
-		}
+	if len(lines) != writers*each {
+		t.Errorf("got %d lines, want %d of each writer: %v", len(lines), each, next)
 	}
 }
 
 func TestBlockedOutputCostsLinesAndTheLogSaysHowMany(t *testing.T) {
 	t.Parallel()
-	out := &blocked{release: make(chan struct{})}
+	out := &output{results: make(chan error)}
 	w := New(out)
 	line := []byte(strings.Repeat("x", 1023) + "\n")
 	const lines = 3 * size / 1024
@@ -75,71 +74,46 @@ func TestBlockedOutputCostsLinesAndTheLogSaysHowMany(t *testing.T) {
 		}
 	}
 	w.Close(time.Millisecond) // returns although nothing can be written
-	close(out.release)
+	close(out.results)
 	w.Close(time.Minute)
 
-	written, dropped := 0, 0
-	for _, text := range strings.Split(strings.TrimSpace(out.String()), "\n") {
-		if text+"\n" == string(line) {
-			written++
-			continue
+	written, dropped := bytes.Count(out.Bytes(), line), 0.0
+	warnings := harness.LogLines(out.String(), warning)
+	for _, record := range warnings {
+		if record["level"] != "WARN" {
+			t.Errorf("got a warning at the level %v", record["level"])
 		}
-		var record struct {
-			Level, Msg string
-			Lines      int
-		}
-		if err := json.Unmarshal([]byte(text), &record); err != nil || record.Level != "WARN" || record.Msg != warning {
-			t.Fatalf("got the line %q (%v), want a warning", text, err)
-		}
-		dropped += record.Lines
+		lost, _ := record["lines"].(float64)
+		dropped += lost
 	}
-	if dropped < size/1024 || written+dropped != lines {
-		t.Errorf("%d lines were written and %d reported as dropped, want %d in all, and at least %d dropped", written, dropped, lines, size/1024)
+	if dropped < size/1024 || float64(written)+dropped != lines {
+		t.Errorf("%d lines were written and %v reported as dropped, want %d in all, and at least %d dropped",
+			written, dropped, lines, size/1024)
 	}
-	if got := out.writes.Load(); got > 8 {
-		t.Errorf("got %d writes, want many lines in each", got)
+	if got := bytes.Count(out.Bytes(), []byte("\n")); got != written+len(warnings) {
+		t.Errorf("got %d lines, want %d written and %d warnings", got, written, len(warnings))
 	}
-}
-
-// failing is an output that fails until it is told not to.
-type failing struct {
-	bytes.Buffer
-	works atomic.Bool
-	tried chan struct{}
-}
-
-func (f *failing) Write(p []byte) (int, error) {
-	defer func() { f.tried <- struct{}{} }()
-	if !f.works.Load() {
-		return 0, errors.New("no space left on device")
+	if out.writes > 8 {
+		t.Errorf("got %d writes, want many lines in each", out.writes)
 	}
-	return f.Buffer.Write(p)
 }
 
 func TestLinesThatCannotBeWrittenAreCounted(t *testing.T) {
 	t.Parallel()
-	out := &failing{tried: make(chan struct{}, 10)}
+	out := &output{results: make(chan error)}
 	w := New(out)
+	full := errors.New("no space left on device")
 	io.WriteString(w, "lost 1\n")
-	<-out.tried
+	out.results <- full
 	io.WriteString(w, "lost 2\n")
-	<-out.tried
-	out.works.Store(true)
-	io.WriteString(w, "kept\n")
+	out.results <- full
+	io.WriteString(w, "kept 1\n")
+	out.results <- nil
+	io.WriteString(w, "kept 2\n")
+	close(out.results)
 	w.Close(time.Minute)
-	if got := out.String(); !strings.HasPrefix(got, "kept\n{") || !strings.Contains(got, `"lines":2}`) {
-		t.Errorf("got %q, want kept and a warning of 2 lines", got)
-	}
-}
-
-func TestWriteAfterCloseIsDropped(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	w := New(&out)
-	io.WriteString(w, "before\n")
-	w.Close(time.Minute)
-	io.WriteString(w, "after\n")
-	if got := out.String(); got != "before\n" {
-		t.Errorf("got %q, want the line before Close", got)
+	got := out.String()
+	if !strings.HasPrefix(got, "kept 1\n{") || !strings.HasSuffix(got, `"lines":2}`+"\nkept 2\n") {
+		t.Errorf("got %q, want both lines that were kept, and between them one warning of 2 lines", got)
 	}
 }
