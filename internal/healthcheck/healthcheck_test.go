@@ -3,6 +3,7 @@ package healthcheck_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -70,7 +71,7 @@ func TestCheckEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := healthcheck.Check(ctx, "tcp", harness.Listen(t).Addr().String()); err == nil {
-		t.Error("got no error")
+	if err := healthcheck.Check(ctx, "tcp", harness.Listen(t).Addr().String()); !errors.Is(err, context.Canceled) {
+		t.Errorf("got the error %v, want %v", err, context.Canceled)
 	}
 }
