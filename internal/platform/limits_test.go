@@ -8,14 +8,15 @@ import (
 )
 
 const (
-	mountV2        = "31 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
-	mountV1CPU     = "33 24 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:10 - cgroup cgroup rw,cpu,cpuacct\n"
+	mountV2    = "31 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+	mountV1CPU = "34 24 0:30 / /sys/fs/cgroup/cpuset rw shared:11 - cgroup cgroup rw,cpuset\n" +
+		"33 24 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:10 - cgroup cgroup rw,cpu,cpuacct\n"
 	mountV1Memory  = "36 24 0:32 / /sys/fs/cgroup/memory rw shared:13 - cgroup cgroup rw,memory\n"
 	mountContainer = "716 710 0:29 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro master:10 - cgroup cgroup rw,cpu,cpuacct\n" +
 		"719 710 0:32 /docker/abc /sys/fs/cgroup/memory ro master:13 - cgroup cgroup rw,memory\n"
 	mountOther = "32 23 0:26 /other /mnt rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 
-	groupsV1  = "11:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc\n"
+	groupsV1  = "11:memory:/docker/abc\n4:cpuacct,cpu:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc\n"
 	noLimitV1 = "9223372036854771712\n"
 )
 
@@ -38,13 +39,13 @@ func TestReadLimits(t *testing.T) {
 			v2 + "cpu.max": "max 100000\n", v2 + "memory.max": "max\n",
 		}, "- -"},
 		"version 2, nested, each limit elsewhere": {"0::/kube/pod/app\n", mountV2, files{
-			v2 + "kube/cpu.max": "400000 100000\n", v2 + "kube/memory.max": "1000000\n",
+			v2 + "kube/cpu.max": "400000 100000\n", v2 + "kube/memory.max": "2000000\n",
 			v2 + "kube/pod/cpu.max": "150000 100000\n", v2 + "kube/pod/memory.max": "max\n",
-			v2 + "kube/pod/app/cpu.max": "max 100000\n", v2 + "kube/pod/app/memory.max": "2000000\n",
+			v2 + "kube/pod/app/cpu.max": "max 100000\n", v2 + "kube/pod/app/memory.max": "1000000\n",
 			v2 + "other/cpu.max": "1000 100000\n",
 		}, "1.5 1000000"},
 		"version 2, group outside the mount": {"0::/../../elsewhere\n", mountV2, files{
-			v2 + "cpu.max": "25000 100000\n",
+			v2 + "cpu.max": "25000 100000\n", "sys/elsewhere/memory.max": "5\n",
 		}, "0.25 -"},
 		"version 2, a group whose name begins like the mount's": {"0::/others\n", mountOther, files{
 			"mnt/s/memory.max": "5\n", "mnt/memory.max": "7\n",
@@ -54,7 +55,7 @@ func TestReadLimits(t *testing.T) {
 			v2 + "app/memory.max": "5\n", "mnt/app/memory.max": "3\n",
 		}, "- 5"},
 		"version 2, garbage": {"0::/a/b\n", mountV2, files{
-			v2 + "a/b/cpu.max": "lots of it\n", v2 + "a/b/memory.max": "-5\n",
+			v2 + "a/b/cpu.max": "1 2 3\n", v2 + "a/b/memory.max": "-5\n",
 			v2 + "a/cpu.max": "\x00\xff", v2 + "a/memory.max": "99999999999999999999\n",
 			v2 + "cpu.max": "50000 0\n", v2 + "memory.max": "",
 		}, "- -"},
@@ -66,16 +67,18 @@ func TestReadLimits(t *testing.T) {
 			cpu + "cpu.cfs_quota_us": "-1\n", cpu + "cpu.cfs_period_us": "100000\n",
 			memory + "memory.limit_in_bytes": noLimitV1,
 		}, "- -"},
-		"version 1, nested": {"11:memory:/a/b\n4:cpuacct,cpu:/a/b\n", mountV1CPU + mountV1Memory, files{
+		"version 1, nested": {"11:memory:/a/b\n4:cpu,cpuacct:/a/b\n", mountV1CPU + mountV1Memory, files{
 			cpu + "a/cpu.cfs_quota_us": "120000\n", cpu + "a/cpu.cfs_period_us": "100000\n",
 			cpu + "a/b/cpu.cfs_quota_us": "800000\n", cpu + "a/b/cpu.cfs_period_us": "400000\n",
 			memory + "memory.limit_in_bytes":   noLimitV1,
 			memory + "a/memory.limit_in_bytes": "2000\n", memory + "a/b/memory.limit_in_bytes": "3000\n",
 		}, "1.2 2000"},
-		"both versions at once": {groupsV1, mountV2 + mountContainer, files{
+		"both versions at once": {groupsV1, mountContainer + mountV2, files{
 			v2 + "docker/abc/cpu.max": "100000 100000\n", memory + "memory.limit_in_bytes": "5000\n",
 		}, "1 5000"},
-		"nonsense for files": {"0\n::\n0::\n:cpu:/\n\xff", " - \n1 2 3 4 5 - \n- cgroup2 a b\n", nil, "- -"},
+		"nonsense for files": {"0\n::\n0::\n:cpu:/\n\xff", " - \n1 2 3 4 5 - \n1 2 3 4 - cgroup2 a b\n", files{
+			"memory.max": "5\n",
+		}, "- -"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			limits := ReadLimits(tree(test.groups, test.mounts, test.files))
