@@ -72,96 +72,83 @@ func (c Config) Network() string {
 	return "tcp"
 }
 
-// Read reads the configuration. Its error names the variable, the value and what is accepted.
+// Read reads the configuration. Its error names the first bad variable, its value and what is accepted.
 func Read(getenv func(string) string) (Config, error) {
+	const duration = "a duration of 0s or more, such as 500ms or 3s"
+	env := &environment{getenv: getenv}
 	c := Config{
-		Host:          getenv("HOST"),
-		GOMAXPROCSSet: getenv("GOMAXPROCS") != "",
-		GOMEMLIMITSet: getenv("GOMEMLIMIT") != "",
+		Host:            read(env, "HOST", "", parseHost, "an IP address (no brackets, no port) or a host name"),
+		Port:            read(env, "PORT", DefaultPort, parsePort, "0 to 65535"),
+		Debug:           read(env, "DEBUG", false, parseBool, "true or false (or yes, no, on, off, 1, 0)"),
+		Location:        read(env, "TZ", time.Local, parseZone, "a name from the tz database, such as UTC or Asia/Tokyo"),
+		GOMAXPROCSSet:   read(env, "GOMAXPROCS", false, checkThreads, fmt.Sprintf("a whole number, 1 to %d", maxThreads)),
+		GOMEMLIMITSet:   getenv("GOMEMLIMIT") != "",
+		ShutdownDelay:   read(env, "SHUTDOWN_DELAY", DefaultShutdownDelay, parseDuration, duration),
+		ShutdownTimeout: read(env, "SHUTDOWN_TIMEOUT", DefaultShutdownTimeout, parseDuration, duration),
 	}
-	var err error
-	if !validHost(c.Host) {
-		return Config{}, fmt.Errorf("HOST %q: must be an IP address (no brackets, no port) or a host name", c.Host)
-	}
-	if c.Port, err = readPort(getenv("PORT")); err != nil {
-		return Config{}, err
-	}
-	if c.Debug, err = readBool("DEBUG", getenv("DEBUG")); err != nil {
-		return Config{}, err
-	}
-	if c.Location, err = readLocation(getenv("TZ")); err != nil {
-		return Config{}, err
-	}
-	if err := checkThreads(getenv("GOMAXPROCS")); err != nil {
-		return Config{}, err
-	}
-	if c.ShutdownDelay, err = readDuration("SHUTDOWN_DELAY", getenv("SHUTDOWN_DELAY"), DefaultShutdownDelay); err != nil {
-		return Config{}, err
-	}
-	c.ShutdownTimeout, err = readDuration("SHUTDOWN_TIMEOUT", getenv("SHUTDOWN_TIMEOUT"), DefaultShutdownTimeout)
-	if err != nil {
-		return Config{}, err
+	if env.err != nil {
+		return Config{}, env.err
 	}
 	return c, nil
 }
 
-func validHost(host string) bool {
+type environment struct {
+	getenv func(string) string
+	err    error // of the first bad variable
+}
+
+// read returns a variable as parse understands it, or unset if it is unset or empty.
+func read[T any](env *environment, name string, unset T, parse func(string) (T, bool), accepted string) T {
+	text := env.getenv(name)
+	if text == "" {
+		return unset
+	}
+	value, ok := parse(text)
+	if !ok && env.err == nil {
+		env.err = fmt.Errorf("%s %q: must be %s", name, text, accepted)
+	}
+	return value
+}
+
+func parseHost(text string) (string, bool) {
 	const nameCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
-	_, err := netip.ParseAddr(host)
-	return err == nil || strings.Trim(host, nameCharacters) == ""
+	_, err := netip.ParseAddr(text)
+	return text, err == nil || strings.Trim(text, nameCharacters) == ""
 }
 
-func readPort(value string) (uint16, error) {
-	if value == "" {
-		return DefaultPort, nil
-	}
-	port, err := strconv.ParseUint(value, 10, 16)
-	if err != nil {
-		return 0, fmt.Errorf("PORT %q: must be 0 to 65535", value)
-	}
-	return uint16(port), nil
+func parsePort(text string) (uint16, bool) {
+	port, err := strconv.ParseUint(text, 10, 16)
+	return uint16(port), err == nil
 }
 
-func readBool(name, value string) (bool, error) {
-	switch strings.ToLower(value) {
+func parseBool(text string) (value, ok bool) {
+	switch strings.ToLower(text) {
 	case "true", "yes", "on", "1", "t", "y":
-		return true, nil
-	case "", "false", "no", "off", "0", "f", "n":
-		return false, nil
+		return true, true
+	case "false", "no", "off", "0", "f", "n":
+		return false, true
 	}
-	return false, fmt.Errorf("%s %q: must be true or false (or yes, no, on, off, 1, 0)", name, value)
+	return false, false
 }
 
-// readLocation reads a zone as tzset(3) does, with or without a colon before it.
-func readLocation(value string) (*time.Location, error) {
-	name := strings.TrimPrefix(value, ":")
-	if value == "" || name == "/etc/localtime" {
-		return time.Local, nil
+// parseZone reads a zone as tzset(3) does, with or without a colon before it.
+func parseZone(text string) (*time.Location, bool) {
+	name := strings.TrimPrefix(text, ":")
+	if name == "/etc/localtime" {
+		return time.Local, true
 	}
 	location, err := time.LoadLocation(name)
-	if err != nil || name == "" || location == time.Local { // "Local" is a name of Go's, not of the tz database
-		return nil, fmt.Errorf("TZ %q: must be a name from the tz database, such as UTC or Asia/Tokyo", value)
-	}
-	return location, nil
+	// "" and "Local" are names of Go's, not of the tz database.
+	return location, err == nil && name != "" && location != time.Local
 }
 
-func checkThreads(value string) error {
-	if value == "" {
-		return nil
-	}
-	if n, err := strconv.ParseUint(value, 10, 32); err != nil || n < 1 || n > maxThreads {
-		return fmt.Errorf("GOMAXPROCS %q: must be a whole number, 1 to %d", value, maxThreads)
-	}
-	return nil
+// checkThreads only checks the number, because the Go runtime reads it itself.
+func checkThreads(text string) (set, ok bool) {
+	n, err := strconv.ParseUint(text, 10, 32)
+	return true, err == nil && n >= 1 && n <= maxThreads
 }
 
-func readDuration(name, value string, unset time.Duration) (time.Duration, error) {
-	if value == "" {
-		return unset, nil
-	}
-	duration, err := time.ParseDuration(value)
-	if err != nil || duration < 0 {
-		return 0, fmt.Errorf("%s %q: must be a duration of 0s or more, such as 500ms or 3s", name, value)
-	}
-	return duration, nil
+func parseDuration(text string) (time.Duration, bool) {
+	duration, err := time.ParseDuration(text)
+	return duration, err == nil && duration >= 0
 }

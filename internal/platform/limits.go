@@ -50,7 +50,7 @@ func (l Limits) TuneRuntime(keepProcs, keepMemory bool) {
 // docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max, memory.max),
 // docs.kernel.org/admin-guide/cgroup-v1/memory.html and docs.kernel.org/scheduler/sched-bwc.html.
 func ReadLimits(root fs.FS) Limits {
-	tightest := Limits{Files: openFiles()}
+	limits := Limits{Files: openFiles()}
 	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
 	mounts, _ := fs.ReadFile(root, "proc/self/mountinfo")
 	for _, line := range strings.Split(string(groups), "\n") {
@@ -59,42 +59,44 @@ func ReadLimits(root fs.FS) Limits {
 		if len(fields) != 3 {
 			continue
 		}
-		for _, controller := range strings.Split(fields[1], ",") {
-			mount, below := findMount(string(mounts), controller, fields[2])
-			if mount == "" {
-				continue
-			}
-			// From the process's own group up to the mounted one.
-			for {
-				group, err := fs.Sub(root, path.Join(mount, below))
-				if err != nil {
-					break
-				}
-				switch controller {
-				case "":
-					tightest.add(cpuMax(group), number(group, "memory.max"))
-				case "cpu":
-					tightest.add(cfsQuota(group), nil)
-				case "memory":
-					tightest.add(nil, number(group, "memory.limit_in_bytes"))
-				}
-				if below == "." {
-					break
-				}
-				below = path.Dir(below)
-			}
+		// The first controller is enough, because those of a line are mounted together.
+		controller, _, _ := strings.Cut(fields[1], ",")
+		mount, below := findMount(string(mounts), controller, fields[2])
+		if mount == "" {
+			continue
 		}
+		// From the process's own group up to the mounted one.
+		for ; below != "."; below = path.Dir(below) {
+			limits.tighten(root, path.Join(mount, below))
+		}
+		limits.tighten(root, mount)
 	}
-	return tightest
+	return limits
 }
 
-// add keeps the tighter of each.
-func (l *Limits) add(cpus *float64, memory *int64) {
-	if cpus != nil && (l.CPUs == nil || *cpus < *l.CPUs) {
-		l.CPUs = cpus
+// tighten lowers the limits to those of one control group. Its directory holds only the files of its
+// version and controllers, so the other files read as empty.
+func (l *Limits) tighten(root fs.FS, group string) {
+	read := func(name string) string {
+		data, _ := fs.ReadFile(root, path.Join(group, name))
+		return strings.TrimSpace(string(data))
 	}
+	memory := number(read("memory.max") + read("memory.limit_in_bytes"))
 	if memory != nil && (l.Memory == nil || *memory < *l.Memory) {
 		l.Memory = memory
+	}
+	// Quota and period in microseconds, in one file of version 2 and two of version 1. "max" and -1 are no quota.
+	cpu := strings.Fields(read("cpu.max") + read("cpu.cfs_quota_us") + " " + read("cpu.cfs_period_us"))
+	if len(cpu) != 2 {
+		return
+	}
+	quota, period := number(cpu[0]), number(cpu[1])
+	if quota == nil || period == nil {
+		return
+	}
+	cpus := float64(*quota) / float64(*period)
+	if l.CPUs == nil || cpus < *l.CPUs {
+		l.CPUs = &cpus
 	}
 }
 
@@ -128,36 +130,8 @@ func findMount(mountinfo, controller, group string) (mount, below string) {
 	return mount, "."
 }
 
-// cpuMax reads version 2's cpu.max: quota and period in microseconds, "max" for no quota.
-func cpuMax(group fs.FS) *float64 {
-	data, _ := fs.ReadFile(group, "cpu.max")
-	fields := strings.Fields(string(data))
-	if len(fields) != 2 {
-		return nil
-	}
-	return ratio(parse(fields[0]), parse(fields[1]))
-}
-
-// cfsQuota reads version 1's quota and period in microseconds; a quota of -1 is none.
-func cfsQuota(group fs.FS) *float64 {
-	return ratio(number(group, "cpu.cfs_quota_us"), number(group, "cpu.cfs_period_us"))
-}
-
-func ratio(quota, period *int64) *float64 {
-	if quota == nil || period == nil {
-		return nil
-	}
-	cpus := float64(*quota) / float64(*period)
-	return &cpus
-}
-
-// number reads a file that holds one number.
-func number(group fs.FS, name string) *int64 {
-	data, _ := fs.ReadFile(group, name)
-	return parse(strings.TrimSpace(string(data)))
-}
-
-func parse(text string) *int64 {
+// number is nil for what is not a number, such as "max".
+func number(text string) *int64 {
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
 		return nil
