@@ -32,6 +32,8 @@ const (
 	closed               // has ended its side, and waits for the client to end the other
 	sending              // waits for the client to read, if the kernel's buffers are full
 	working              // waits for the handler
+
+	seen phase = 8 // added to one of these: a look has seen the connection in it
 )
 
 // conn is the server's end of a connection. It embeds net.Conn, so that net/http does not find the methods of
@@ -40,8 +42,7 @@ type conn struct {
 	net.Conn // tcp
 	tcp      *net.TCPConn
 	listener *listener
-	current  atomic.Int32 // a phase
-	seen     atomic.Bool  // a look has seen it in this phase
+	state    atomic.Int32 // a phase, and maybe seen
 
 	// The header that arrives. Only Read and stateChanged use it, and net/http never calls both at once.
 	size, lines int    // bytes; complete lines, with the request line
@@ -50,11 +51,13 @@ type conn struct {
 	refused     error  // of every Read after a header that is too large
 }
 
-func (c *conn) phase() phase { return phase(c.current.Load()) }
+func (c *conn) phase() phase { return phase(c.state.Load()) &^ seen }
 
-func (c *conn) enter(p phase) {
-	c.seen.Store(false) // first, so that no look takes it for seen in p
-	c.current.Store(int32(p))
+func (c *conn) enter(p phase) { c.state.Store(int32(p)) }
+
+// stuck reports whether a look has seen the connection in phase p before, and no other phase since. Now one has.
+func (c *conn) stuck(p phase) bool {
+	return !c.state.CompareAndSwap(int32(p), int32(p|seen)) && phase(c.state.Load()) == p|seen
 }
 
 // stateChanged is the http.Server's ConnState.

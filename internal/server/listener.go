@@ -133,7 +133,7 @@ func (l *listener) look() int {
 	var evicted []*conn
 	for p := idle; p <= sending; p++ {
 		for c := range l.conns {
-			if c.phase() == p && c.seen.Swap(true) && len(evicted) < l.batch {
+			if c.stuck(p) && len(evicted) < l.batch {
 				evicted = append(evicted, c)
 			}
 		}
