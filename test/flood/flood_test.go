@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ func TestAttacksIn32MiB(t *testing.T) {
 		slowest time.Duration
 	}{
 		{"idle", idle, quick},
+		{"idle, and one leaves every 20 ms", leaveInTurn(20 * time.Millisecond), quick},
 		{"a header byte a second", trickle, quick},
 		{"requests without end, responses never read", neverRead(harness.SmallRequest), slow},
 		{"half a header of 16 KiB in short fields", sendHalf(shortFields(maxHeader, false)), quick},
@@ -284,6 +286,15 @@ func flood(address string, n int, pause time.Duration, over time.Time, attack at
 
 // idle sends nothing.
 func idle(conn *net.TCPConn) { conn.Read(make([]byte, 1)) }
+
+// leaveInTurn sends nothing. One client after the other leaves, so that those in line get its slot.
+func leaveInTurn(period time.Duration) attack {
+	var left atomic.Int64
+	return func(conn *net.TCPConn) {
+		conn.SetReadDeadline(time.Now().Add(time.Duration(left.Add(1)) * period))
+		conn.Read(make([]byte, 1))
+	}
+}
 
 // trickle sends a request that never ends, one byte a second.
 func trickle(conn *net.TCPConn) {
