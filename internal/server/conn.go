@@ -16,7 +16,7 @@ import (
 const (
 	lingerTime          = 10 * time.Second // for the client to close its end, too
 	lingerBytes         = 256 << 10        // what the client may still send; net/http reads as much of a body
-	lingerBytesWhenFull = 32 << 10         // the same, while a new connection waits for a slot
+	lingerBytesWhenFull = 16 << 10         // the same, while a new connection waits for a slot
 
 	// After lingerBytes, nobody reads for a moment. Then the buffers fill, and a proxy that sends a large body looks for
 	// the response. Net/http waits as long.
@@ -172,28 +172,27 @@ func (c *conn) linger() {
 	defer c.abort()
 	deadline := time.Now().Add(c.listener.lingerTime)
 	c.SetReadDeadline(deadline)
-	buffer := make([]byte, 1<<10)
-	for discarded := 0; ; {
-		n, err := c.tcp.Read(buffer)
-		discarded += n
-		switch full := c.listener.waiting.Load(); {
-		case err == io.EOF:
-			// A client that has closed its end early, as nc does, may still read. If its slot were free now,
-			// thousands that do not read could fill the kernel's memory.
-			for time.Now().Before(deadline) {
-				if delivered(c.tcp) {
-					c.tcp.Close()
-					return
-				}
-				time.Sleep(20 * time.Millisecond) // polls, because the kernel does not report acknowledgements
-			}
-			return
-		case err != nil, full && discarded > lingerBytesWhenFull:
-			return
-		case discarded > lingerBytes:
-			time.Sleep(lingerUnread)
+	for _, n := range []int64{lingerBytesWhenFull, lingerBytes - lingerBytesWhenFull} {
+		_, err := io.CopyN(io.Discard, c.tcp, n)
+		if err == io.EOF {
+			c.closeWhenDelivered(deadline)
+		}
+		if err != nil || c.listener.waiting.Load() {
 			return
 		}
+	}
+	time.Sleep(lingerUnread)
+}
+
+// closeWhenDelivered closes the connection when the client has the response. A client that has closed its end early,
+// as nc does, may still read. If its slot were free before, thousands that do not read could fill the kernel's memory.
+func (c *conn) closeWhenDelivered(deadline time.Time) {
+	for time.Now().Before(deadline) {
+		if delivered(c.tcp) {
+			c.tcp.Close()
+			return
+		}
+		time.Sleep(20 * time.Millisecond) // polls, because the kernel does not report acknowledgements
 	}
 }
 
