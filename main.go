@@ -130,8 +130,7 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
 	if cfg.Location == time.Local {
-		// Go reads TZ when time.Local is first used. It takes an empty TZ for UTC, and here that means the
-		// system's zone.
+		// Go reads TZ when time.Local is first used, and takes an empty one for UTC instead of the system's zone.
 		os.Unsetenv("TZ")
 	}
 	level := slog.LevelInfo

@@ -67,7 +67,7 @@ type listener struct {
 	waiting    atomic.Bool   // a new connection waits for a slot
 	draining   atomic.Bool   // the server has been told to stop
 	nextLook   time.Time     // used only by Accept, like left
-	left       int           // connections that have left since the last look, without those that it evicted
+	left       int           // how many have been accepted since the last look, in place of clients that left by themselves
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
@@ -86,6 +86,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	l.acquireSlot()
+	l.left++
 	c := &conn{Conn: tcp, tcp: tcp, listener: l}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -109,7 +110,6 @@ func (l *listener) acquireSlot() {
 	for {
 		select {
 		case l.slots <- struct{}{}:
-			l.left++
 			return
 		case <-time.After(time.Until(l.nextLook)):
 			evicted := 0

@@ -31,9 +31,6 @@ const (
 	stopLingerTime   = time.Second            // instead, while clients may still be reading their last response
 )
 
-// ErrRequestsCut means that requests were still in flight when the time to stop was over.
-var ErrRequestsCut = errors.New("requests were cut")
-
 // Server is what Run serves, and how it stops.
 type Server struct {
 	Handler        http.Handler
@@ -47,7 +44,8 @@ type Server struct {
 
 // Run serves until a signal arrives or ctx ends. Then health checks fail, and everything is still served
 // for ShutdownDelay, on connections that each response closes. After that tcp closes, and the requests in
-// flight have ShutdownTimeout to finish. A second signal ends the delay and the timeout at once.
+// flight have ShutdownTimeout to finish. A second signal ends the delay and the timeout at once. The log says all
+// that, and why there is an error: serving failed, or requests were still in flight at the end.
 func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os.Signal) error {
 	l := newListener(tcp, s.MaxConnections, s.Log)
 	served := make(chan error, 1)
@@ -80,7 +78,7 @@ func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os
 	}
 	if _, inFlight, _ := l.count(); inFlight > 0 { // these are cut when the process exits
 		s.Log.Error("stopped, with requests cut", "reason", reason, "requests_cut", inFlight)
-		return ErrRequestsCut
+		return errors.New("requests were cut")
 	}
 	s.Log.Info("stopped", "reason", reason)
 	return nil
