@@ -11,8 +11,10 @@ import (
 	"time"
 )
 
-// size bounds, in bytes, the lines that wait to be written. As many again may be being written.
-const size = 256 << 10
+const (
+	size  = 256 << 10            // bounds, in bytes, the lines that wait to be written; as many may be being written
+	pause = 2 * time.Millisecond // between two writes, so that those of a busy log have many lines
+)
 
 // Writer takes lines at once and writes them in the background, many at a time. Lines that do not fit are
 // dropped and counted. A line of the log says how many as soon as the log can be written again.
@@ -88,5 +90,6 @@ func (w *Writer) run() {
 				lost = 0
 			}
 		}
+		time.Sleep(pause)
 	}
 }

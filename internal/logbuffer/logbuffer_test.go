@@ -62,6 +62,21 @@ func TestAllLinesAreWrittenInOrderUntilClose(t *testing.T) {
 	}
 }
 
+func TestWritesOfABusyLogHaveManyLines(t *testing.T) {
+	t.Parallel()
+	out := &output{results: make(chan error)}
+	close(out.results)
+	w, began := New(out), time.Now()
+	for time.Since(began) < 20*pause {
+		io.WriteString(w, "a line\n")
+		time.Sleep(pause / 20)
+	}
+	w.Close(time.Minute)
+	if most := 2 + int(time.Since(began)/pause); out.writes > most {
+		t.Errorf("got %d writes, want at most %d", out.writes, most)
+	}
+}
+
 func TestBlockedOutputCostsLinesAndTheLogSaysHowMany(t *testing.T) {
 	t.Parallel()
 	out := &output{results: make(chan error)}
