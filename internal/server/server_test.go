@@ -7,9 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -152,6 +150,7 @@ func (s *testServer) stop(timeout time.Duration) <-chan string {
 
 func TestStopWaitsForRequestsInFlight(t *testing.T) {
 	t.Parallel()
+	const twice = request + request
 	for name, test := range map[string]struct {
 		sent, rest string
 		phase      phase
@@ -160,11 +159,9 @@ func TestStopWaitsForRequestsInFlight(t *testing.T) {
 		"half a request":                    {harness.HalfRequest, harness.RestOfRequest, header, 1},
 		"one byte of a request":             {request[:1], request[1:], header, 1},
 		"a header without its last byte":    {request[:len(request)-1], "\n", header, 1},
-		"half a request behind a whole one": {request + harness.HalfRequest, harness.RestOfRequest, header, 2},
-		"half a request behind two":         {request + request + harness.HalfRequest, harness.RestOfRequest, header, 3},
+		"half a request behind two":         {twice + harness.HalfRequest, harness.RestOfRequest, header, 3},
 		"one byte behind a whole one":       {request + request[:1], request[1:], header, 2},
-		"a request in its handler":          {slowRequest, "", working, 1},
-		"a request behind that":             {slowRequest + request, "", working, 2},
+		"one in its handler and one behind": {slowRequest + request, "", working, 2},
 	} {
 		test := test
 		t.Run(name, func(t *testing.T) {
@@ -192,29 +189,21 @@ func TestStopWaitsForRequestsInFlight(t *testing.T) {
 	}
 }
 
-func TestStopWaitsForTheFirstRequestOfANewConnection(t *testing.T) {
+// A stop does not wait for the clients, but gives them time to send a first request, or to read the last response.
+func TestStopWithoutRequestsInFlight(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, 100)
-	c := s.dialIdle(t, 1)[0]
-	began := time.Now()
-	if got := <-s.stop(15 * time.Second); got != answered {
-		t.Errorf("the stop ended by %s, want %s", got, answered)
-	}
-	if took := time.Since(began); took < firstRequestWait {
-		t.Errorf("the stop took %v, want %v", took, firstRequestWait)
-	}
-	c.get(t) // the server is still there; only the listener is closed
-}
-
-func TestStopDoesNotWaitForWhatIsNoRequest(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct{ sent, method string }{
-		"idle":                {request, "GET"},
-		"a stray empty line":  {request + "\r\n", "GET"},
-		"stray empty lines":   {request + "\r\n\n\r\n", "GET"},
-		"an unread body":      {postHeader + "Content-Length: 10\r\n\r\n", "POST"},
-		"half an unread body": {postHeader + "Content-Length: 10\r\n\r\nhalf", "POST"},
-		"a chunk without end": {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", "POST"},
+	for name, test := range map[string]struct {
+		sent  string
+		phase phase
+		wait  time.Duration
+	}{
+		"a new connection":    {"", idle, firstRequestWait},
+		"idle":                {request, idle, firstRequestWait},
+		"a stray empty line":  {request + "\r\n", idle, firstRequestWait},
+		"stray empty lines":   {request + "\r\n\n\r\n", closed, stopLingerTime}, // net/http refuses four bytes
+		"an unread body":      {postHeader + "Content-Length: 10\r\n\r\n", closed, stopLingerTime},
+		"half an unread body": {postHeader + "Content-Length: 10\r\n\r\nhalf", closed, stopLingerTime},
+		"a chunk without end": {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", closed, stopLingerTime},
 	} {
 		test := test
 		t.Run(name, func(t *testing.T) {
@@ -222,14 +211,19 @@ func TestStopDoesNotWaitForWhatIsNoRequest(t *testing.T) {
 			s := startServer(t, 100)
 			c := s.dial(t)
 			harness.Write(t, c, test.sent)
-			harness.Receive(t, c.reader, test.method)
+			if test.sent != "" {
+				c.receive(t)
+			}
+			s.waitFor(t, 1, test.phase)
 			began := time.Now()
 			if got := <-s.stop(15 * time.Second); got != answered {
 				t.Errorf("the stop ended by %s, want %s", got, answered)
 			}
-			// A client that has its response and goes on sending has a second.
-			if took := time.Since(began); took > stopLingerTime+5*time.Second {
-				t.Errorf("the stop took %v, want about %v at most", took, stopLingerTime)
+			if took := time.Since(began); took < test.wait || took > test.wait+4*time.Second {
+				t.Errorf("the stop took %v, want about %v", took, test.wait)
+			}
+			if test.sent == "" {
+				c.get(t) // the server is still there; only the listener is closed
 			}
 		})
 	}
@@ -249,7 +243,6 @@ func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 	if _, inFlight, _ := s.count(); got != "the timeout" || inFlight != 3 {
 		t.Errorf("the stop ended by %s with %d requests in flight, want the timeout and 3", got, inFlight)
 	}
-	close(s.release)
 }
 
 // Requests that arrive while the server stops are answered, or their connections are not accepted. This is
@@ -257,26 +250,19 @@ func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 func TestConnectionsComeAndGoDuringTheStop(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, 4)
-	var clients sync.WaitGroup
 	for i := 0; i < 16; i++ {
-		clients.Add(1)
-		go func() {
-			defer clients.Done()
-			getRepeatedly(s.address, 20) // fails when the listener closes
-		}()
+		go getRepeatedly(s.address, 20) // fails when the listener closes
 	}
 	s.dial(t).get(t)
 	if got := <-s.stop(15 * time.Second); got != answered {
 		t.Errorf("the stop ended by %s, want %s", got, answered)
 	}
-	clients.Wait()
 }
 
 // net/http waits for the first four bytes of a header as long as for a request.
 func TestAFewBytesOfAHeaderHaveAHeadersTime(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, 100)
-	c := s.dial(t)
+	c := startServer(t, 100).dial(t)
 	c.get(t)
 	harness.Write(t, c, "GE")
 	began := time.Now()
@@ -294,11 +280,10 @@ func TestRunReturnsWhyServingFailed(t *testing.T) {
 	tcp := harness.Listen(t)
 	tcp.Close()
 	log := &harness.Buffer{}
-	err := Server{Log: slog.New(slog.NewJSONHandler(log, nil)), MaxConnections: 1}.Run(context.Background(), tcp, make(chan os.Signal))
-	if err == nil {
-		t.Error("got no error")
-	}
-	if line := harness.WaitForLog(t, log, "serving failed", 1)[0]; line["level"] != "ERROR" || line["error"] != err.Error() {
-		t.Errorf("logged %v, want the error %v", line, err)
+	server := Server{Log: slog.New(slog.NewJSONHandler(log, nil)), MaxConnections: 1}
+	err := server.Run(context.Background(), tcp, nil)
+	line := harness.WaitForLog(t, log, "serving failed", 1)[0]
+	if err == nil || line["level"] != "ERROR" || line["error"] != err.Error() {
+		t.Errorf("got %v and logged %v, want the same error", err, line)
 	}
 }
