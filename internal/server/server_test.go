@@ -18,24 +18,20 @@ const (
 	request     = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	slowRequest = "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	postHeader  = "POST / HTTP/1.1\r\nHost: localhost\r\n"
+	largeSize   = 32 << 10
+	answered    = "all requests answered" // why a stop ends
 )
 
-// testServer serves on a real socket as Server.Run does. /slow answers when the test says so, and /large with
-// more than the kernel takes for a client that has a small buffer and does not read.
+// testServer serves on a real socket as Server.Run does. /slow answers when the test says so, /echo with the request's
+// body, and /large with more than the kernel takes for a client that has a small buffer and does not read.
 type testServer struct {
 	*listener
 	address string
 	log     *harness.Buffer
 	served  chan error
 	entered chan struct{} // receives when a request for /slow has reached its handler
-	reads   bool          // the handler answers with the request's body
 	release chan struct{} // closed or sent to, to let that handler go on
 }
-
-const (
-	largeSize = 32 << 10
-	answered  = "all requests answered" // why a stop ends
-)
 
 func startServer(t testing.TB, slots int) *testServer {
 	t.Helper()
@@ -45,24 +41,20 @@ func startServer(t testing.TB, slots int) *testServer {
 		entered: make(chan struct{}, 100),
 		release: make(chan struct{}),
 	}
-	large := make([]byte, largeSize)
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.reads {
-			body, _ := io.ReadAll(r.Body)
-			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-			w.Write(body)
-			return
-		}
+		body := []byte("done")
 		switch r.URL.Path {
 		case "/slow":
 			s.entered <- struct{}{}
 			<-s.release
+		case "/echo":
+			body, _ = io.ReadAll(r.Body)
 		case "/large":
-			w.Write(large)
+			w.Write(make([]byte, largeSize))
 			return
 		}
-		w.Header().Set("Content-Length", "4")
-		io.WriteString(w, "done")
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		w.Write(body)
 	})
 	log := slog.New(slog.NewJSONHandler(s.log, nil))
 	tcp, err := Listen("tcp", "127.0.0.1:0")
@@ -86,14 +78,6 @@ func (s *testServer) dial(t testing.TB) client {
 	t.Helper()
 	conn := harness.Dial(t, s.address)
 	return client{conn, bufio.NewReader(conn)}
-}
-
-// dialSmall is dial with a small buffer.
-func (s *testServer) dialSmall(t testing.TB) client {
-	t.Helper()
-	c := s.dial(t)
-	c.SetReadBuffer(1)
-	return c
 }
 
 // receive reads one response, which must be a 200.
@@ -130,14 +114,12 @@ func (s *testServer) waitFor(t testing.TB, n int, p phase) {
 }
 
 // dialIdle opens n connections and waits until the server waits for their requests.
-func (s *testServer) dialIdle(t testing.TB, n int) []client {
+func (s *testServer) dialIdle(t testing.TB, n int) {
 	t.Helper()
-	clients := make([]client, n)
-	for i := range clients {
-		clients[i] = s.dial(t)
+	for i := 0; i < n; i++ {
+		s.dial(t)
 	}
 	s.waitFor(t, n, idle)
-	return clients
 }
 
 // stop closes the listener and stops, in the background. It returns what receives the reason when the stop ends.
