@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"testing"
@@ -65,6 +66,43 @@ func TestLooksEvictFourTimesAsManyEachTime(t *testing.T) {
 		if got := before - len(s.slots); got != want {
 			t.Errorf("look %d evicted %d connections, want %d", i, got, want)
 		}
+	}
+}
+
+func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
+	t.Parallel()
+	tcp := harness.Listen(t)
+	l := newListener(tcp, 8, slog.New(slog.NewJSONHandler(io.Discard, nil)))
+	accept := func() {
+		harness.Dial(t, tcp.Addr().String())
+		l.Accept()
+	}
+	acceptWhenOneLeaves := func() {
+		time.AfterFunc(lookPeriod/4, func() { <-l.slots })
+		accept()
+	}
+	for i := 0; i < cap(l.slots); i++ {
+		accept()
+	}
+	// Enough leave before a look, so it evicts nobody, although the look before has seen everybody.
+	l.look()
+	l.nextLook, l.left = time.Now().Add(time.Hour), 0
+	for i := 0; i < leaveEnough; i++ {
+		acceptWhenOneLeaves()
+	}
+	skipped := time.Now().Add(time.Second)
+	l.nextLook = skipped
+	accept()
+	if l.evictedAt.Before(skipped.Add(lookPeriod)) || l.left != 0 {
+		t.Errorf("evicted %v after the look to skip; then %d had left, want 0", l.evictedAt.Sub(skipped), l.left)
+	}
+	// So few leave that looks evict, although nobody waits as long as for a look.
+	evictedAt := l.evictedAt
+	for i := 0; i < 100 && l.evictedAt == evictedAt; i++ {
+		acceptWhenOneLeaves()
+	}
+	if l.evictedAt == evictedAt {
+		t.Error("nobody was evicted while connections waited")
 	}
 }
 
