@@ -48,7 +48,7 @@ type conn struct {
 	size, lines int    // bytes; complete lines, with the request line
 	text        bool   // the next line has begun
 	rest        []byte // what has arrived behind the header; net/http is to read it next
-	refused     error  // of every Read after a header that is too large
+	refused     error  // of every Read and Write after a header that is too large
 }
 
 func (c *conn) phase() phase { return phase(c.state.Load()) &^ seen }
@@ -147,8 +147,11 @@ func (c *conn) refuse(status string) error {
 	return c.refused
 }
 
-// Write writes to the connection.
+// Write writes to the connection, but nothing after a refusal, because net/http may take half a line for a bad request.
 func (c *conn) Write(p []byte) (int, error) {
+	if c.refused != nil {
+		return 0, c.refused
+	}
 	c.enter(sending)
 	defer c.enter(working)
 	return c.tcp.Write(p)
