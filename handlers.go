@@ -168,7 +168,8 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Content-Type", "application/json") // without a charset: RFC 8259, section 11
 	header.Set("Cache-Control", "no-store")
 	if body.Len() > 2<<10 || r.ContentLength != 0 {
-		// Otherwise net/http does it itself, in less time; but not if internal/server flushes the response.
+		// Net/http does it itself, in less time, for a body that fits its buffer; but not if internal/server flushes
+		// the response, as it does after a request with a body.
 		header.Set("Content-Length", strconv.Itoa(body.Len()))
 	}
 	if status == http.StatusMethodNotAllowed {
@@ -228,7 +229,7 @@ func encode(body *bytes.Buffer, v any) {
 
 // logRequest logs health checks at DEBUG, also those that fail because the service stops, a 500 at ERROR and
 // every other request at INFO.
-func (s *service) logRequest(r *http.Request, status, bytes int, received time.Time) {
+func (s *service) logRequest(r *http.Request, status, written int, received time.Time) {
 	level := slog.LevelInfo
 	switch {
 	case status == http.StatusInternalServerError:
@@ -246,7 +247,7 @@ func (s *service) logRequest(r *http.Request, status, bytes int, received time.T
 		slog.String("method", excerpt(r.Method)),
 		slog.String("path", requestPath(r)),
 		slog.Int("status", status),
-		slog.Int("bytes", bytes), // of the body
+		slog.Int("bytes", written), // of the body
 		slog.Float64("duration_ms", float64(now.Sub(received).Microseconds())/1000),
 		slog.String("client_ip", clientIP(r)),
 		slog.String("user_agent", excerpt(r.UserAgent())),

@@ -16,7 +16,7 @@ const (
 	pause = 2 * time.Millisecond // between two writes, so that those of a busy log have many lines
 )
 
-// Writer takes lines at once and writes them in the background, many at a time. Lines that do not fit are
+// Writer takes lines without delay and writes them in the background, many at a time. Lines that do not fit are
 // dropped and counted. A line of the log says how many as soon as the log can be written again.
 type Writer struct {
 	out  io.Writer
@@ -25,7 +25,7 @@ type Writer struct {
 	mu      sync.Mutex
 	changed *sync.Cond // lines or closed has changed
 	lines   []byte     // waiting to be written
-	dropped int        // lines, since those that wait were last taken
+	dropped int        // lines that did not fit, since run last took those that wait
 	closed  bool
 }
 

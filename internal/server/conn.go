@@ -23,30 +23,30 @@ const (
 	lingerUnread = 500 * time.Millisecond
 )
 
-// phase is what a connection is doing. A look may evict it in any but the last; those that lose least come first.
+// phase is what a connection waits for. When slots are needed, listener.look evicts those that lose least first, and
+// those that wait for the handler never.
 type phase int32
 
 const (
-	idle    phase = iota // waits for a request
-	header               // waits for the rest of a request's header
-	closed               // has ended its side, and waits for the client to end the other
-	sending              // waits for the client to read, if the kernel's buffers are full
-	working              // waits for the handler
+	idle    phase = iota // for a request
+	header               // for the rest of a request's header
+	closing              // for the client to close its end, too, or to stop sending
+	sending              // for the client to read, if the kernel's buffers are full, or to send a body
+	working              // for the handler
 
 	seen phase = 8 // added to one of these: a look has seen the connection in it
 )
 
-// conn is the server's end of a connection. It embeds net.Conn, so that net/http does not find the methods of
-// *net.TCPConn that go past Read and Close.
+// conn is the server's end of a connection.
 type conn struct {
-	net.Conn // tcp
+	net.Conn // the same as tcp, but without ReadFrom and CloseWrite, by which net/http would go past Write and Close
 	tcp      *net.TCPConn
 	listener *listener
 	state    atomic.Int32 // a phase, and maybe seen
 
 	// The header that arrives. Only Read and stateChanged use it, and net/http never calls both at once.
 	size, lines int    // bytes; complete lines, with the request line
-	text        bool   // the next line has begun
+	inLine      bool   // the next line has begun
 	rest        []byte // what has arrived behind the header; net/http is to read it next
 	refused     error  // of every Read and Write after a header that is too large
 }
@@ -55,9 +55,12 @@ func (c *conn) phase() phase { return phase(c.state.Load()) &^ seen }
 
 func (c *conn) enter(p phase) { c.state.Store(int32(p)) }
 
-// stuck reports whether a look has seen the connection in phase p before, and no other phase since. Now one has.
-func (c *conn) stuck(p phase) bool {
-	return !c.state.CompareAndSwap(int32(p), int32(p|seen)) && phase(c.state.Load()) == p|seen
+// see marks a connection in phase p as seen. It reports whether it was, and has been in no other phase since.
+func (c *conn) see(p phase) (again bool) {
+	if c.state.CompareAndSwap(int32(p), int32(p|seen)) {
+		return false
+	}
+	return phase(c.state.Load()) == p|seen
 }
 
 // stateChanged is the http.Server's ConnState.
@@ -67,7 +70,7 @@ func stateChanged(nc net.Conn, state http.ConnState) {
 	}
 	// The response is sent. A client that has not waited for it may have sent a part of the next request.
 	c := nc.(*conn)
-	if c.text || hasText(c.rest) {
+	if c.inLine || hasText(c.rest) {
 		c.enter(header)
 	} else {
 		c.enter(idle)
@@ -76,25 +79,25 @@ func stateChanged(nc net.Conn, state http.ConnState) {
 
 // Read reads from the connection. It stops at the end of a header, because what follows is a body, or the next
 // request, whose header is counted anew. It fails if a header is too large or has too many lines.
-func (c *conn) Read(p []byte) (n int, err error) {
+func (c *conn) Read(buffer []byte) (n int, err error) {
 	if c.refused != nil {
 		return 0, c.refused
 	}
-	if c.phase() == header && c.size < 4 { // net/http takes a connection with less for idle
+	if c.phase() == header && c.size < 4 { // net/http keeps the deadline of idle ones until it has four bytes
 		c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
 	}
 	if len(c.rest) > 0 {
-		n, err = c.count(c.rest[:min(len(c.rest), len(p))])
-		copy(p, c.rest[:n])
+		n, err = c.count(c.rest[:min(len(c.rest), len(buffer))])
+		copy(buffer, c.rest[:n])
 		c.rest = c.rest[n:]
 		return n, err
 	}
-	received, err := c.Conn.Read(p)
+	received, err := c.tcp.Read(buffer)
 	if received == 0 {
 		return 0, err
 	}
-	n, err = c.count(p[:received])
-	c.rest = append(c.rest, p[n:received]...)
+	n, err = c.count(buffer[:received])
+	c.rest = append(c.rest, buffer[n:received]...)
 	return n, err
 }
 
@@ -102,21 +105,21 @@ func (c *conn) Read(p []byte) (n int, err error) {
 // end, or all of them if the header was complete before.
 func (c *conn) count(p []byte) (n int, err error) {
 	if c.phase() >= sending {
-		// A part of the body, after which the connection closes, or one byte of the next header, which net/http
-		// reads ahead and which counts as its first.
-		c.size, c.text = len(p), hasText(p)
+		// A part of the body, after which the connection closes, or one byte, which net/http reads ahead. That is
+		// the first byte of the next header.
+		c.size, c.inLine = len(p), hasText(p)
 		return len(p), nil
 	}
 	complete := false
 	for n < len(p) && !complete {
 		switch b := p[n]; {
-		case b == '\n' && c.text:
+		case b == '\n' && c.inLine:
 			c.lines++
-			c.text = false
+			c.inLine = false
 		case b == '\n':
 			complete = c.lines > 0 // empty lines before a request do not count
 		case b != '\r':
-			c.text = true
+			c.inLine = true
 		}
 		n++
 	}
@@ -129,7 +132,7 @@ func (c *conn) count(p []byte) (n int, err error) {
 	case complete:
 		c.size, c.lines = 0, 0
 		c.enter(working)
-	case c.phase() == idle && (c.text || c.lines > 0):
+	case c.phase() == idle && (c.inLine || c.lines > 0):
 		c.enter(header)
 	}
 	return n, nil
@@ -138,8 +141,8 @@ func (c *conn) count(p []byte) (n int, err error) {
 // hasText reports whether p has more than ends of lines.
 func hasText(p []byte) bool { return len(bytes.Trim(p, "\r\n")) > 0 }
 
-// refuse sends a response in the form of those that net/http sends itself. It returns an error of the kind after which
-// net/http closes the connection without a response.
+// refuse sends a response in the form of those that net/http sends itself. It returns an error after which net/http
+// closes the connection without a response of its own, because its type means that the client has gone.
 func (c *conn) refuse(status string) error {
 	c.SetWriteDeadline(time.Now().Add(writeTimeout))
 	fmt.Fprintf(c.tcp, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
@@ -152,15 +155,14 @@ func (c *conn) Write(p []byte) (int, error) {
 	if c.refused != nil {
 		return 0, c.refused
 	}
-	c.enter(sending)
-	defer c.enter(working)
+	c.enter(sending) // until the next phase, because net/http itself answers some requests and then waits for their body
 	return c.tcp.Write(p)
 }
 
 // Close ends the stream to the client, and closes the connection in the background when the client has had time
 // to read. Until then the kernel's memory may hold the response, so the connection keeps its slot.
 func (c *conn) Close() error {
-	c.enter(closed)
+	c.enter(closing)
 	if err := c.tcp.CloseWrite(); err != nil { // evicted, or reset by the client
 		c.abort()
 		return err

@@ -169,7 +169,7 @@ func TestLingerEnds(t *testing.T) {
 			c := s.dial(t)
 			harness.Write(t, c, postHeader+"Content-Length: 10000000\r\n\r\n")
 			c.receive(t)
-			s.waitFor(t, 1, closed)
+			s.waitFor(t, 1, closing)
 			s.waiting.Store(test.waiting)
 			io.WriteString(c, strings.Repeat("x", test.body)) // fails when the connection is reset
 			harness.WaitFor(t, "the slot", func() bool { return len(s.slots) == 0 })

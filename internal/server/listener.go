@@ -23,8 +23,8 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 6 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// lookPeriod is how long a new connection waits for the first look, and at least how long an evicted one has
-	// kept the server waiting. With less, busy clients that behave lose requests; with more, floods last longer.
+	// lookPeriod is how long a new connection waits for the first look, and how long others may wait for their client
+	// without being evicted. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
 
 	// leaveEnough is how many connections must leave by themselves between two looks, so that none is evicted. With
@@ -67,7 +67,7 @@ type listener struct {
 	waiting    atomic.Bool   // a new connection waits for a slot
 	draining   atomic.Bool   // the server has been told to stop
 	nextLook   time.Time     // used only by Accept, like left
-	left       int           // how many have been accepted since the last look, in place of clients that left by themselves
+	left       int           // connections since the last look whose client left by itself
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
@@ -86,7 +86,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	l.acquireSlot()
-	l.left++
+	l.left++ // the slot's last connection, unless it was evicted
 	c := &conn{Conn: tcp, tcp: tcp, listener: l}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,8 +94,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// acquireSlot waits until there is a slot. As long as connections wait, be it one after the other, a look evicts some
-// every lookPeriod, unless enough others leave by themselves.
+// acquireSlot waits until there is a slot. There is a look every lookPeriod, unless enough others have left by
+// themselves. The looks go on when the next connection waits soon, because otherwise a few clients that leave one by
+// one could keep each wait too short for a look, and the line of those that wait long.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -133,7 +134,7 @@ func (l *listener) look() int {
 	var evicted []*conn
 	for p := idle; p <= sending; p++ {
 		for c := range l.conns {
-			if c.stuck(p) && len(evicted) < l.batch {
+			if c.see(p) && len(evicted) < l.batch {
 				evicted = append(evicted, c)
 			}
 		}
@@ -161,7 +162,7 @@ func (l *listener) remove(c *conn) {
 	}
 }
 
-// wrap closes connections when they must not be kept, and lets no request's body hold up its response.
+// wrap closes connections when they must not be kept, and waits for no request's body.
 func (l *listener) wrap(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		hasBody := r.ContentLength != 0
@@ -183,18 +184,21 @@ func (l *listener) wrap(handler http.Handler) http.Handler {
 	})
 }
 
-// count returns how many connections have slots, on how many of these a request is in flight, and how many have been
-// closed by the server, but not yet by the client.
-func (l *listener) count() (open, inFlight, closing int) {
+// census returns how many connections have slots, how many have a request in flight, and how many have been closed by
+// the server, but not yet by the client.
+func (l *listener) census() (open, inFlight, lingering int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
 		switch c.phase() {
 		case header, sending, working:
 			inFlight++
-		case closed:
-			closing++
+		case closing:
+			lingering++
 		}
 	}
-	return len(l.conns), inFlight, closing
+	if l.waiting.Load() { // it may have sent a request
+		inFlight++
+	}
+	return len(l.conns), inFlight, lingering
 }

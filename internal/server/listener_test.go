@@ -43,7 +43,7 @@ func TestNewClientEvictsOneIdleConnectionIfNoSlotIsFree(t *testing.T) {
 		if response := s.dial(t).get(t); response.Close {
 			t.Errorf("%s: got Connection: close, want the connection kept, because nobody else waits", what)
 		}
-		if open, _, _ := s.count(); open != 9 {
+		if open, _, _ := s.census(); open != 9 {
 			t.Errorf("%s: %d connections were evicted, want %d", what, 9+i-open, i)
 		}
 	}
@@ -122,8 +122,9 @@ func TestWhatIsEvicted(t *testing.T) {
 		"half a header, one byte more": {harness.HalfRequest, header, "h", true},
 		"in its handler":               {slowRequest, working, "", false},
 		"a response that nobody reads": {"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", sending, "", true},
-		"a body that does not come":    {postHeader + "Content-Length: 10\r\n\r\n", closed, "", true},
-		"a header that is too large":   {harness.LargeRequest(maxHeaderBytes + 1), closed, "", true},
+		"a body that does not come":    {postHeader + "Content-Length: 10\r\n\r\n", closing, "", true},
+		"an unknown expectation":       {postHeader + "Expect: x\r\nContent-Length: 10\r\n\r\n", sending, "", true},
+		"a header that is too large":   {harness.LargeRequest(maxHeaderBytes + 1), closing, "", true},
 	} {
 		test := test
 		t.Run(name, func(t *testing.T) {

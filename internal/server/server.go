@@ -1,5 +1,5 @@
 // Package server serves HTTP. It bounds what one connection can consume and how many there are, because each
-// costs memory, and it stops in steps, so that no request that finishes in time is lost.
+// costs memory, and it stops in steps, so that no accepted request that finishes in time is lost.
 //
 // A connection gets a slot when it is accepted (listener.go). Its requests are followed as their bytes
 // arrive (conn.go). The slot is free again when both ends are closed, or after a reset.
@@ -18,7 +18,7 @@ import (
 // Limits on what one connection can consume.
 const (
 	readHeaderTimeout = 5 * time.Second   // for a request's header, which clients send at once
-	readTimeout       = 10 * time.Second  // for a whole request; no endpoint reads a body
+	readTimeout       = 10 * time.Second  // for a whole request, if anything reads its body
 	writeTimeout      = 10 * time.Second  // for a response, which has about 1 KB
 	idleTimeout       = 620 * time.Second // between requests; longer than load balancers keep theirs, usually 60 or 600 s
 	maxHeaderBytes    = 16 << 10          // request line and header; twice what common proxies forward
@@ -28,7 +28,7 @@ const (
 // How long a stop goes on when no request is in flight any more.
 const (
 	firstRequestWait = 250 * time.Millisecond // because clients that have just connected are about to send one
-	stopLingerTime   = time.Second            // instead, while clients may still be reading their last response
+	stopLingerTime   = time.Second            // in place of it, while clients may be reading their last response
 )
 
 // Server is what Run serves, and how it stops.
@@ -43,7 +43,7 @@ type Server struct {
 }
 
 // Run serves until a signal arrives or ctx ends. Then health checks fail, and everything is still served
-// for ShutdownDelay, on connections that each response closes. After that tcp closes, and the requests in
+// for ShutdownDelay, on connections that each response closes. After that the listener closes, and the requests in
 // flight have ShutdownTimeout to finish. A second signal ends the delay and the timeout at once. The log says all
 // that, and why there is an error: serving failed, or requests were still in flight at the end.
 func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os.Signal) error {
@@ -65,48 +65,46 @@ func (s Server) Run(ctx context.Context, tcp *net.TCPListener, signals <-chan os
 	l.draining.Store(true)
 	s.Log.Info("draining", "reason", reason, "delay", s.ShutdownDelay.String())
 
-	reason = ""
+	ended := "" // why the stop did
 	select {
 	case <-time.After(s.ShutdownDelay):
 	case sig := <-signals:
-		reason = "a second signal: " + sig.String()
+		ended = "a second signal: " + sig.String()
 	}
 	s.Log.Info("stopping", "timeout", s.ShutdownTimeout.String())
 	l.Close()
-	if reason == "" {
-		reason = s.finish(l, served, signals)
+	if ended == "" {
+		ended = s.finish(l, signals)
 	}
-	if _, inFlight, _ := l.count(); inFlight > 0 { // these are cut when the process exits
-		s.Log.Error("stopped, with requests cut", "reason", reason, "requests_cut", inFlight)
+	if _, inFlight, _ := l.census(); inFlight > 0 { // these are cut when the process exits
+		s.Log.Error("stopped, with requests cut", "reason", ended, "requests_cut", inFlight)
 		return errors.New("requests were cut")
 	}
-	s.Log.Info("stopped", "reason", reason)
+	s.Log.Info("stopped", "reason", ended)
 	return nil
 }
 
-// finish waits until no connection is accepted any more, no request is in flight, and the clients have had time to
-// send a first one and to read the last response; or until a second signal or the timeout. It returns which.
-// It is not http.Server.Shutdown, because that drops a request whose header is still arriving.
-func (s Server) finish(l *listener, served <-chan error, signals <-chan os.Signal) (reason string) {
+// finish waits until no request is in flight, and the clients have had time to send a first one and to read the last
+// response; or until a second signal or the timeout. It returns which. It is not http.Server.Shutdown, because that
+// drops a request whose header is still arriving.
+func (s Server) finish(l *listener, signals <-chan os.Signal) (reason string) {
 	timeout := time.After(s.ShutdownTimeout)
-	ticker := time.NewTicker(5 * time.Millisecond) // http.Server.Shutdown polls too
+	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
-	accepting, busyAt := true, time.Now()
+	busyAt := time.Now() // when a request was last in flight
 	for {
 		select {
-		case <-served:
-			accepting = false
 		case sig := <-signals:
 			return "a second signal: " + sig.String()
 		case <-timeout:
 			return "the timeout"
 		case <-ticker.C:
-			open, inFlight, closing := l.count()
+			open, inFlight, lingering := l.census()
 			patience := firstRequestWait
-			if closing > 0 {
+			if lingering > 0 {
 				patience = stopLingerTime
 			}
-			if accepting || inFlight > 0 {
+			if inFlight > 0 {
 				busyAt = time.Now()
 			} else if open == 0 || time.Since(busyAt) >= patience {
 				return "all requests answered"
@@ -124,7 +122,7 @@ func (s Server) httpServer(l *listener) *http.Server {
 		ReadTimeout:                  readTimeout,
 		WriteTimeout:                 writeTimeout,
 		IdleTimeout:                  idleTimeout,
-		MaxHeaderBytes:               2 * maxHeaderBytes, // never reached, because conn.Read counts too
+		MaxHeaderBytes:               2 * maxHeaderBytes, // so that conn.Read, which counts too, is first
 		ErrorLog:                     slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
 	}
 }

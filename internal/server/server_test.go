@@ -28,7 +28,6 @@ type testServer struct {
 	*listener
 	address string
 	log     *harness.Buffer
-	served  chan error
 	entered chan struct{} // receives when a request for /slow has reached its handler
 	release chan struct{} // closed or sent to, to let that handler go on
 }
@@ -37,7 +36,6 @@ func startServer(t testing.TB, slots int) *testServer {
 	t.Helper()
 	s := &testServer{
 		log:     &harness.Buffer{},
-		served:  make(chan error, 1),
 		entered: make(chan struct{}, 100),
 		release: make(chan struct{}),
 	}
@@ -63,7 +61,7 @@ func startServer(t testing.TB, slots int) *testServer {
 	}
 	s.listener, s.address = newListener(tcp, slots, log), tcp.Addr().String()
 	server := Server{Handler: handler, Log: log}.httpServer(s.listener)
-	go func() { s.served <- server.Serve(s.listener) }()
+	go server.Serve(s.listener)
 	t.Cleanup(func() { server.Close() })
 	return s
 }
@@ -126,7 +124,7 @@ func (s *testServer) dialIdle(t testing.TB, n int) {
 func (s *testServer) stop(timeout time.Duration) <-chan string {
 	reason := make(chan string, 1)
 	s.Close()
-	go func() { reason <- Server{ShutdownTimeout: timeout}.finish(s.listener, s.served, nil) }()
+	go func() { reason <- Server{ShutdownTimeout: timeout}.finish(s.listener, nil) }()
 	return reason
 }
 
@@ -182,10 +180,10 @@ func TestStopWithoutRequestsInFlight(t *testing.T) {
 		"a new connection":    {"", idle, firstRequestWait},
 		"idle":                {request, idle, firstRequestWait},
 		"a stray empty line":  {request + "\r\n", idle, firstRequestWait},
-		"stray empty lines":   {request + "\r\n\n\r\n", closed, stopLingerTime}, // net/http refuses four bytes
-		"an unread body":      {postHeader + "Content-Length: 10\r\n\r\n", closed, stopLingerTime},
-		"half an unread body": {postHeader + "Content-Length: 10\r\n\r\nhalf", closed, stopLingerTime},
-		"a chunk without end": {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", closed, stopLingerTime},
+		"stray empty lines":   {request + "\r\n\n\r\n", closing, stopLingerTime}, // net/http refuses four bytes
+		"an unread body":      {postHeader + "Content-Length: 10\r\n\r\n", closing, stopLingerTime},
+		"half an unread body": {postHeader + "Content-Length: 10\r\n\r\nhalf", closing, stopLingerTime},
+		"a chunk without end": {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", closing, stopLingerTime},
 	} {
 		test := test
 		t.Run(name, func(t *testing.T) {
@@ -222,7 +220,7 @@ func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 	<-s.entered
 	s.waitFor(t, 2, idle)
 	got := <-s.stop(time.Millisecond)
-	if _, inFlight, _ := s.count(); got != "the timeout" || inFlight != 3 {
+	if _, inFlight, _ := s.census(); got != "the timeout" || inFlight != 3 {
 		t.Errorf("the stop ended by %s with %d requests in flight, want the timeout and 3", got, inFlight)
 	}
 }

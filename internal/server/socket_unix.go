@@ -3,6 +3,7 @@
 package server
 
 import (
+	"encoding/binary"
 	"net"
 	"runtime"
 	"syscall"
@@ -21,11 +22,11 @@ func delivered(tcp *net.TCPConn) bool {
 	if err != nil || runtime.GOOS != "linux" {
 		return true
 	}
-	const tcpInfo = 11 // of tcp(7); the first byte of its struct is the connection's state
+	const tcpInfo = 11 // TCP_INFO of tcp(7), a struct whose first byte is the connection's state
 	var info [4]byte
 	raw.Control(func(fd uintptr) {
-		// Of the standard library, only the function for an address returns bytes.
-		info, _ = syscall.GetsockoptInet4Addr(int(fd), syscall.IPPROTO_TCP, tcpInfo)
+		firstFour, _ := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpInfo)
+		binary.NativeEndian.PutUint32(info[:], uint32(firstFour))
 	})
 	switch info[0] {
 	case 4, 9, 11: // FIN_WAIT1, LAST_ACK and CLOSING, as in the kernel's net/tcp_states.h

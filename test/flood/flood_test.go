@@ -51,6 +51,7 @@ func TestAttacksIn32MiB(t *testing.T) {
 		{"half a header behind a whole one", sendHalf(append([]byte(harness.LargeRequest(600)), half...)), quick},
 		{"a header that is too large", sendHalf([]byte(harness.LargeRequest(maxHeader + 1<<10))), quick},
 		{"a large body that never comes", sendHalf([]byte(uploadHeader)), quick},
+		{"the same after an unknown expectation", sendHalf([]byte(strings.Replace(uploadHeader, "Host", "Expect: x\r\nHost", 1))), quick},
 		{"twenty requests at once, responses never read", sendWithoutReading(bytes.Repeat([]byte(request), 20), false), slow},
 		{"eight requests and the end, responses never read", sendWithoutReading(bytes.Repeat([]byte(request), 8), true), slow},
 	} {
