@@ -225,6 +225,25 @@ func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 	}
 }
 
+func TestStopWaitsForTheConnectionThatWaitsForASlot(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 1)
+	harness.Write(t, s.dial(t), slowRequest)
+	<-s.entered
+	second := s.dial(t)
+	harness.Write(t, second, request)
+	harness.WaitFor(t, "the second client to wait", s.waiting.Load)
+	stopped := s.stop(15 * time.Second)
+	if _, inFlight, _ := s.census(); inFlight != 2 {
+		t.Errorf("got %d requests in flight, want 2", inFlight)
+	}
+	close(s.release)
+	second.receive(t)
+	if got := <-stopped; got != answered {
+		t.Errorf("the stop ended by %s, want %s", got, answered)
+	}
+}
+
 // Requests that arrive while the server stops are answered, or their connections are not accepted. This is
 // for the race detector too.
 func TestConnectionsComeAndGoDuringTheStop(t *testing.T) {
