@@ -21,9 +21,7 @@ import (
 )
 
 const (
-	serviceName        = "devops-info-service"
-	serviceDescription = "DevOps course info service"
-	serviceFramework   = "Go net/http"
+	serviceName = "devops-info-service"
 
 	// maxRepeated bounds, in bytes, each part of a request that a response or a log line repeats, because both
 	// stay in memory until they are read. Encoded, it can be six times as long.
@@ -129,7 +127,7 @@ func (s *service) info(r *http.Request, now time.Time) (int, any) {
 	}
 	uptime := now.Sub(s.start)
 	return http.StatusOK, infoResponse{
-		Service: serviceInfo{serviceName, s.version, serviceDescription, serviceFramework},
+		Service: serviceInfo{serviceName, s.version, "DevOps course info service", "Go net/http"},
 		System:  s.system,
 		Runtime: runtimeInfo{int64(uptime / time.Second), formatUptime(uptime), local.Format(timeLayout), timezone},
 		Request: requestInfo{
