@@ -16,7 +16,7 @@ import (
 const (
 	lingerTime          = 10 * time.Second // for the client to close its end, too
 	lingerBytes         = 256 << 10        // what the client may still send; net/http reads as much of a body
-	lingerBytesWhenFull = 16 << 10         // the same, while a new connection waits for a slot
+	lingerBytesWhenFull = 32 << 10         // the same, while a new connection waits for a slot
 
 	// After lingerBytes, nobody reads for a moment. Then the buffers fill, and a proxy that sends a large body looks for
 	// the response. Net/http waits as long.
