@@ -239,7 +239,7 @@ func (s *service) logRequest(r *http.Request, status, written int, received time
 		return // before the attributes are made
 	}
 	now := s.now()
-	// Not Logger.LogAttrs, because it looks up the source line of its caller, a third of its time, and nobody reads it.
+	// Not Logger.LogAttrs, because that looks up the source line of its caller, which takes long and nobody reads.
 	record := slog.NewRecord(now, level, "request", 0)
 	record.AddAttrs(
 		slog.String("method", excerpt(r.Method)),
