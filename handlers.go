@@ -152,7 +152,7 @@ func (s *service) health(_ *http.Request, now time.Time) (int, any) {
 // startDraining makes health checks fail.
 func (s *service) startDraining() { s.draining.Store(true) }
 
-// bodies holds buffers for responses, which would be most of the garbage otherwise.
+// bodies holds buffers for responses, which would be most of the handlers' garbage otherwise.
 var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // ServeHTTP answers and logs every request.
@@ -239,7 +239,7 @@ func (s *service) logRequest(r *http.Request, status, written int, received time
 		return // before the attributes are made
 	}
 	now := s.now()
-	// Not Logger.LogAttrs, because that looks up the source line of its caller, which takes long and nobody reads.
+	// Not Logger.LogAttrs, because that looks up where it is called, which takes long and nobody reads.
 	record := slog.NewRecord(now, level, "request", 0)
 	record.AddAttrs(
 		slog.String("method", excerpt(r.Method)),

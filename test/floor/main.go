@@ -27,7 +27,7 @@ func main() {
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      10 * time.Second,
-		IdleTimeout:       60 * time.Second,
+		IdleTimeout:       620 * time.Second,
 	}
 	log.Fatal(server.Serve(listener))
 }
