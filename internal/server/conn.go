@@ -84,7 +84,7 @@ func (c *conn) Read(buffer []byte) (n int, err error) {
 		return 0, c.refused
 	}
 	if c.phase() == header && c.size < 4 { // net/http keeps the deadline of idle ones until it has four bytes
-		c.SetReadDeadline(time.Now().Add(readHeaderTimeout))
+		c.SetReadDeadline(time.Now().Add(readTimeout))
 	}
 	if len(c.rest) > 0 {
 		n, err = c.count(c.rest[:min(len(c.rest), len(buffer))])

@@ -17,12 +17,11 @@ import (
 
 // Limits on what one connection can consume.
 const (
-	readHeaderTimeout = 5 * time.Second   // for a request's header, which clients send at once
-	readTimeout       = 10 * time.Second  // for a whole request, if anything reads its body
-	writeTimeout      = 10 * time.Second  // for a response, which has about 1 KB
-	idleTimeout       = 620 * time.Second // between requests; longer than load balancers keep theirs, usually 60 or 600 s
-	maxHeaderBytes    = 16 << 10          // request line and header; twice what common proxies forward
-	maxHeaderLines    = 100               // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
+	readTimeout    = 5 * time.Second   // for a request, which clients send at once; no endpoint reads a body
+	writeTimeout   = 10 * time.Second  // for a response, which has about 1 KB
+	idleTimeout    = 620 * time.Second // between requests; longer than load balancers keep theirs, usually 60 or 600 s
+	maxHeaderBytes = 16 << 10          // request line and header; twice what common proxies forward
+	maxHeaderLines = 100               // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
 )
 
 // How long a stop goes on when no request is in flight any more.
@@ -118,7 +117,6 @@ func (s Server) httpServer(l *listener) *http.Server {
 		Handler:                      l.wrap(s.Handler),
 		ConnState:                    stateChanged,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like every other unknown path
-		ReadHeaderTimeout:            readHeaderTimeout,
 		ReadTimeout:                  readTimeout,
 		WriteTimeout:                 writeTimeout,
 		IdleTimeout:                  idleTimeout,

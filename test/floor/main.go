@@ -24,10 +24,9 @@ func main() {
 		log.Fatal(err)
 	}
 	server := http.Server{
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      10 * time.Second,
-		IdleTimeout:       620 * time.Second,
+		ReadTimeout:  5 * time.Second,
+		WriteTimeout: 10 * time.Second,
+		IdleTimeout:  620 * time.Second,
 	}
 	log.Fatal(server.Serve(listener))
 }
