@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -147,6 +148,44 @@ func TestClientThatSendsALargeBodyGetsTheResponse(t *testing.T) {
 	if _, err := c.reader.ReadByte(); err != io.EOF {
 		t.Errorf("after the response: got %v, want %v", err, io.EOF)
 	}
+}
+
+// A client that has closed its end may still read, and the kernel holds what it has not read.
+func TestSlotIsTakenUntilTheResponseIsDelivered(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux says what has been delivered")
+	}
+	s := startServer(t, 1)
+	c := s.dial(t)
+	c.SetReadBuffer(1)
+	harness.Write(t, c, strings.Repeat(request, 40))
+	c.CloseWrite()
+	s.waitFor(t, 1, closing)
+	time.Sleep(200 * time.Millisecond)
+	if open, _, _ := s.census(); open != 1 {
+		t.Error("the slot was free before the client had read the responses")
+	}
+	if n, err := io.Copy(io.Discard, c); n < 40*int64(len("done")) || err != nil {
+		t.Errorf("got %d bytes, %v", n, err)
+	}
+	harness.WaitFor(t, "the slot", func() bool { return len(s.slots) == 0 })
+}
+
+// Without the panic in wrap, net/http would sleep for half a second before it closes. A busy machine has five tries.
+func TestResponseToABodyClosesTheConnectionAtOnce(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100)
+	for i := 0; i < 5; i++ {
+		c := s.dial(t)
+		began := time.Now()
+		harness.Write(t, c, postHeader+"Content-Length: 1000000\r\n\r\n")
+		c.receive(t)
+		if c.reader.ReadByte(); time.Since(began) < 400*time.Millisecond {
+			return
+		}
+	}
+	t.Error("the connection was closed late five times")
 }
 
 // What a client gets that takes more than it is given.

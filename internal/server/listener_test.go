@@ -67,6 +67,10 @@ func TestLooksEvictFourTimesAsManyEachTime(t *testing.T) {
 			t.Errorf("look %d evicted %d connections, want %d", i, got, want)
 		}
 	}
+	const warning = "all connection slots are taken; closing connections that complete no requests"
+	if got := len(harness.LogLines(s.log.String(), warning)); got != 2 {
+		t.Errorf("got %d warnings, want one each time the evictions begin", got)
+	}
 }
 
 func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
