@@ -19,20 +19,19 @@ const (
 // Writer takes lines without delay and writes them in the background, many at a time. Lines that do not fit are
 // dropped and counted. A line of the log says how many as soon as the log can be written again.
 type Writer struct {
-	out  io.Writer
-	done chan struct{} // closed when everything has been written after Close
+	out     io.Writer
+	arrived chan struct{} // has an element if lines wait; closed by Close
+	done    chan struct{} // closed when everything has been written after Close
 
 	mu      sync.Mutex
-	changed *sync.Cond // lines or closed has changed
-	lines   []byte     // waiting to be written
-	dropped int        // lines that did not fit, since run last took those that wait
+	lines   []byte // waiting to be written
+	dropped int    // lines that did not fit, since run last took those that wait
 	closed  bool
 }
 
 // New returns a Writer that writes to out until Close.
 func New(out io.Writer) *Writer {
-	w := &Writer{out: out, done: make(chan struct{})}
-	w.changed = sync.NewCond(&w.mu)
+	w := &Writer{out: out, arrived: make(chan struct{}, 1), done: make(chan struct{})}
 	go w.run()
 	return w
 }
@@ -43,19 +42,23 @@ func (w *Writer) Write(line []byte) (int, error) {
 	defer w.mu.Unlock()
 	if w.closed || len(w.lines)+len(line) > size {
 		w.dropped++
-	} else {
-		w.lines = append(w.lines, line...)
-		w.changed.Signal()
+		return len(line), nil
+	}
+	w.lines = append(w.lines, line...)
+	select {
+	case w.arrived <- struct{}{}:
+	default:
 	}
 	return len(line), nil
 }
 
-// Close waits until all lines are written, but at most for the given time. Later lines are dropped.
+// Close waits until all lines are written, but at most for the given time. Later lines are dropped. It must be called
+// once.
 func (w *Writer) Close(atMost time.Duration) {
 	w.mu.Lock()
 	w.closed = true
+	close(w.arrived)
 	w.mu.Unlock()
-	w.changed.Signal()
 	select {
 	case <-w.done:
 	case <-time.After(atMost):
@@ -67,15 +70,8 @@ func (w *Writer) run() {
 	log := slog.NewJSONHandler(w.out, nil)
 	var writing []byte
 	lost := 0 // lines that the log lacks and does not mention yet
-	for {
+	for range w.arrived {
 		w.mu.Lock()
-		for len(w.lines) == 0 && !w.closed {
-			w.changed.Wait()
-		}
-		if len(w.lines) == 0 {
-			w.mu.Unlock()
-			return
-		}
 		writing, w.lines = w.lines, writing[:0]
 		lost += w.dropped
 		w.dropped = 0

@@ -90,7 +90,7 @@ func TestBlockedOutputCostsLinesAndTheLogSaysHowMany(t *testing.T) {
 	}
 	w.Close(time.Millisecond) // returns although nothing can be written
 	close(out.results)
-	w.Close(time.Minute)
+	<-w.done
 
 	written, dropped := bytes.Count(out.Bytes(), line), 0.0
 	warnings := harness.LogLines(out.String(), warning)
