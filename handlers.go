@@ -149,22 +149,15 @@ func (s *service) health(_ *http.Request, now time.Time) (int, any) {
 	return status, healthResponse{word, now.UTC().Format(timeLayout), int64(now.Sub(s.start) / time.Second)}
 }
 
-// startDraining makes health checks fail.
-func (s *service) startDraining() { s.draining.Store(true) }
-
-// bodies holds buffers for responses, which would be most of the handlers' garbage otherwise.
-var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
-
 // ServeHTTP answers and logs every request.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := s.now()
-	body := bodies.Get().(*bytes.Buffer)
+	body := bodies.Get().(*jsonBody)
 	defer bodies.Put(body)
 	status := s.respond(body, r, received)
 
 	header := w.Header()
-	header.Set("Content-Type", "application/json") // without a charset: RFC 8259, section 11
-	header.Set("Cache-Control", "no-store")
+	header["Content-Type"], header["Cache-Control"] = contentType, noStore
 	if body.Len() > 2<<10 || r.ContentLength != 0 {
 		// Net/http does it itself, in less time, for a body that fits its buffer; but not if internal/server flushes
 		// the response, as it does after a request with a body.
@@ -181,12 +174,18 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.logRequest(r, status, written, received)
 }
 
+// Header fields of every response, which Header.Set would allocate for each.
+var (
+	contentType = []string{"application/json"} // without a charset: RFC 8259, section 11
+	noStore     = []string{"no-store"}
+)
+
 // respond writes the body of the response and returns its status. A panic becomes a 500, unless it is
 // http.ErrAbortHandler, which means that the connection is to end.
-func (s *service) respond(body *bytes.Buffer, r *http.Request, now time.Time) (status int) {
+func (s *service) respond(body *jsonBody, r *http.Request, now time.Time) (status int) {
 	path := requestPath(r)
 	fail := func(status int, message string) int {
-		encode(body, errorResponse{http.StatusText(status), message, path})
+		body.encode(errorResponse{http.StatusText(status), message, path})
 		return status
 	}
 	defer func() {
@@ -209,18 +208,30 @@ func (s *service) respond(body *bytes.Buffer, r *http.Request, now time.Time) (s
 			return fail(http.StatusMethodNotAllowed, excerpt(r.Method)+" is not allowed here; use GET or HEAD.")
 		}
 		status, response := e.handler(r, now)
-		encode(body, response)
+		body.encode(response)
 		return status
 	}
 	return fail(http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
 
-// encode makes v the body, as one line of JSON. It panics if it cannot, because only a programming error causes that.
-func encode(body *bytes.Buffer, v any) {
-	body.Reset()
-	encoder := json.NewEncoder(body)
-	encoder.SetEscapeHTML(false) // JSON does not need it, and a client would get six bytes for one
-	if err := encoder.Encode(v); err != nil {
+// jsonBody is the body of a response: one line of JSON.
+type jsonBody struct {
+	bytes.Buffer
+	encoder *json.Encoder
+}
+
+// bodies holds those that are free, because they would be most of the handlers' garbage otherwise.
+var bodies = sync.Pool{New: func() any {
+	b := new(jsonBody)
+	b.encoder = json.NewEncoder(b)
+	b.encoder.SetEscapeHTML(false) // JSON does not need it, and a client would get six bytes for one
+	return b
+}}
+
+// encode makes v the body. It panics if it cannot, because only a programming error causes that.
+func (b *jsonBody) encode(v any) {
+	b.Reset()
+	if err := b.encoder.Encode(v); err != nil {
 		panic(err)
 	}
 }
@@ -238,19 +249,15 @@ func (s *service) logRequest(r *http.Request, status, written int, received time
 	if !s.log.Enabled(r.Context(), level) {
 		return // before the attributes are made
 	}
-	now := s.now()
-	// Not Logger.LogAttrs, because that looks up where it is called, which takes long and nobody reads.
-	record := slog.NewRecord(now, level, "request", 0)
-	record.AddAttrs(
+	s.log.LogAttrs(r.Context(), level, "request",
 		slog.String("method", excerpt(r.Method)),
 		slog.String("path", requestPath(r)),
 		slog.Int("status", status),
 		slog.Int("bytes", written), // of the body
-		slog.Float64("duration_ms", float64(now.Sub(received).Microseconds())/1000),
+		slog.Float64("duration_ms", float64(s.now().Sub(received).Microseconds())/1000),
 		slog.String("client_ip", clientIP(r)),
 		slog.String("user_agent", excerpt(r.UserAgent())),
 	)
-	s.log.Handler().Handle(r.Context(), record)
 }
 
 // newSystemInfo describes the machine whose root directory is root, and the container's limits.

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -57,19 +56,19 @@ func startServer(t testing.TB, timezone string) *testServer {
 		return startTime.Add(time.Duration(s.uptime.Load())).In(time.FixedZone("test", 3600))
 	}
 	svc := newTestService(s.log, clock, location, newSystemInfo(os.DirFS("/"), platform.Limits{}))
-	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal)
 	stopped := make(chan error)
 	go func() {
 		stopped <- server.Server{
 			Handler:         svc,
 			Log:             svc.log,
 			MaxConnections:  100,
-			StartDraining:   svc.startDraining,
+			Draining:        &svc.draining,
 			ShutdownTimeout: 5 * time.Second,
-		}.Run(ctx, listener, nil)
+		}.Run(listener, signals)
 	}()
 	t.Cleanup(func() {
-		cancel()
+		signals <- os.Interrupt
 		if err := <-stopped; err != nil {
 			t.Errorf("Run returned %v; log:\n%s", err, s.log)
 		}
@@ -399,14 +398,13 @@ func TestEachRequestIsLogged(t *testing.T) {
 	}
 }
 
-func TestRunServesBothEndpointsUntilItsContextEnds(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+func TestRunServesBothEndpointsUntilItIsToldToStop(t *testing.T) {
+	signals := make(chan os.Signal)
 	stdout := &harness.Buffer{}
 	code := make(chan int)
 	go func() {
 		getenv := func(name string) string { return map[string]string{"PORT": "0", "TZ": "UTC"}[name] }
-		code <- run(ctx, nil, getenv, stdout, io.Discard)
+		code <- run(nil, getenv, stdout, io.Discard, signals)
 	}()
 	address := "127.0.0.1:" + harness.WaitForPort(t, stdout)
 	_, body := harness.Get(t, address, "/")
@@ -419,11 +417,11 @@ func TestRunServesBothEndpointsUntilItsContextEnds(t *testing.T) {
 	if _, body := harness.Get(t, address, "/health"); !strings.HasPrefix(body, `{"status":"healthy"`) {
 		t.Errorf("got %s from /health, want it healthy", body)
 	}
-	cancel()
+	signals <- os.Interrupt
 	if got := <-code; got != exitOK {
 		t.Errorf("got exit code %d, want %d; log:\n%s", got, exitOK, stdout)
 	}
-	if line := harness.WaitForLog(t, stdout, "draining", 1)[0]; line["reason"] != "end of context" {
+	if line := harness.WaitForLog(t, stdout, "draining", 1)[0]; line["reason"] != "interrupt" {
 		t.Errorf("got the reason %v", line["reason"])
 	}
 }

@@ -56,11 +56,11 @@ Flags:
 %s`
 
 func main() {
-	os.Exit(run(context.Background(), os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+	os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr, make(chan os.Signal, 2)))
 }
 
-// run is the whole program and returns its exit code. It stops on SIGINT, on SIGTERM or when ctx ends.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+// run is the whole program and returns its exit code. It stops when SIGINT or SIGTERM arrives on signals.
+func run(args []string, getenv func(string) string, stdout, stderr io.Writer, signals chan os.Signal) int {
 	flags := flag.NewFlagSet(serviceName, flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // help and errors are printed below
 	showVersion := flags.Bool("version", false, "")
@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 	cfg, err := config.Read(getenv)
 	if err == nil && *checkHealth {
-		err = check(ctx, cfg)
+		err = check(cfg)
 	}
 	switch {
 	case *checkHealth && err != nil:
@@ -98,20 +98,19 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		fmt.Fprintf(stderr, "%s: %v\n", serviceName, err)
 		return exitUsage
 	}
-	return serve(ctx, cfg, stdout, stderr)
+	return serve(cfg, stdout, stderr, signals)
 }
 
 // check asks the service that cfg configures whether it is healthy.
-func check(ctx context.Context, cfg config.Config) error {
+func check(cfg config.Config) error {
 	if cfg.Port == 0 {
 		return errors.New(`PORT "0": -healthcheck cannot know which port the service took; must be 1 to 65535`)
 	}
-	return healthcheck.Check(ctx, cfg.Network(), cfg.Address())
+	return healthcheck.Check(cfg.Network(), cfg.Address())
 }
 
 // serve listens and serves until the service is told to stop. It returns the exit code.
-func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int {
-	signals := make(chan os.Signal, 2)
+func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) int {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
 	signal.Ignore(syscall.SIGPIPE) // because a write to a log whose reader has gone would kill the service
@@ -149,10 +148,10 @@ func serve(ctx context.Context, cfg config.Config, stdout, stderr io.Writer) int
 		Handler:         svc,
 		Log:             log,
 		MaxConnections:  maxConnections,
-		StartDraining:   svc.startDraining,
+		Draining:        &svc.draining,
 		ShutdownDelay:   cfg.ShutdownDelay,
 		ShutdownTimeout: cfg.ShutdownTimeout,
-	}.Run(ctx, listener, signals)
+	}.Run(listener, signals)
 	if err != nil {
 		return exitFailure // the log says why
 	}

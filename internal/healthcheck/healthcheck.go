@@ -4,7 +4,6 @@ package healthcheck
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -18,10 +17,9 @@ const Timeout = 2 * time.Second
 
 // Check requests /health from address and returns nil if the response is 200 within Timeout. It does
 // not use http.Client because that makes the binary 450 KB larger.
-func Check(ctx context.Context, network, address string) error {
+func Check(network, address string) error {
 	deadline := time.Now().Add(Timeout)
-	dialer := net.Dialer{Deadline: deadline}
-	conn, err := dialer.DialContext(ctx, network, address)
+	conn, err := net.DialTimeout(network, address, Timeout)
 	if err != nil {
 		return err
 	}

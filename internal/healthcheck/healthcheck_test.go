@@ -2,8 +2,6 @@ package healthcheck_test
 
 import (
 	"bufio"
-	"context"
-	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -45,7 +43,7 @@ func TestCheck(t *testing.T) {
 			io.WriteString(conn, response)
 		}()
 		began := time.Now()
-		err := healthcheck.Check(context.Background(), "tcp", listener.Addr().String())
+		err := healthcheck.Check("tcp", listener.Addr().String())
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got the error %v, want %q", name, err, test.want)
 		}
@@ -61,17 +59,8 @@ func TestCheck(t *testing.T) {
 
 func TestCheckFailsWhereNobodyListens(t *testing.T) {
 	t.Parallel()
-	err := healthcheck.Check(context.Background(), "tcp", "127.0.0.1:"+harness.FreePort(t))
+	err := healthcheck.Check("tcp", "127.0.0.1:"+harness.FreePort(t))
 	if err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("got the error %v, want connection refused", err)
-	}
-}
-
-func TestCheckEndsWithItsContext(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := healthcheck.Check(ctx, "tcp", harness.Listen(t).Addr().String()); !errors.Is(err, context.Canceled) {
-		t.Errorf("got the error %v, want %v", err, context.Canceled)
 	}
 }

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// At its worst, a connection costs as much in the process, for a header of 16 KiB, and in the kernel, for
-	// requests that have not been read and a response that the client does not take. Version 2 of control groups
+	// connectionCost is what a connection takes at its worst: in the process, for a header of 16 KiB, and in the kernel,
+	// for requests that have not been read and a response that the client does not take. Version 2 of control groups
 	// charges both to the container. So MaxConnections × connectionCost + processCost fits, unless
 	// minConnections applies.
 	connectionCost = 120 << 10 // bytes
@@ -27,8 +27,10 @@ const (
 	// without being evicted. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
 
+	sweepPeriod = time.Second // how late a time limit may come
+
 	// leaveEnough is how many connections must leave by themselves between two looks, so that none is evicted. With
-	// more, busy clients that behave lose requests; with fewer, silent clients of which some leave make others wait.
+	// more, busy clients that behave lose requests; with fewer, silent clients of which a few leave are never evicted.
 	leaveEnough = 16
 )
 
@@ -61,13 +63,11 @@ func Listen(network, address string) (*net.TCPListener, error) {
 // connections that wait for their clients are evicted.
 type listener struct {
 	*net.TCPListener
-	log        *slog.Logger
-	lingerTime time.Duration // the constant, except in tests
-	slots      chan struct{} // has one element for each open connection
-	waiting    atomic.Bool   // a new connection waits for a slot
-	draining   atomic.Bool   // the server has been told to stop
-	nextLook   time.Time     // used only by Accept, like left
-	left       int           // connections since the last look whose client left by itself
+	log      *slog.Logger
+	slots    chan struct{} // has one element for each open connection
+	waiting  atomic.Bool   // a new connection waits for a slot
+	nextLook time.Time     // used only by Accept, like left
+	left     int           // connections since the last look whose client left by itself
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
@@ -76,7 +76,23 @@ type listener struct {
 }
 
 func newListener(tcp *net.TCPListener, slots int, log *slog.Logger) *listener {
-	return &listener{TCPListener: tcp, log: log, lingerTime: lingerTime, slots: make(chan struct{}, slots), conns: map[*conn]bool{}}
+	return &listener{TCPListener: tcp, log: log, slots: make(chan struct{}, slots), conns: map[*conn]bool{}}
+}
+
+// sweep ends the connections that have reached the time limit of their phase, every sweepPeriod from now on.
+func (l *listener) sweep() {
+	now := time.Now()
+	l.mu.Lock()
+	for c := range l.conns {
+		if p, waited := c.check(now); waited >= timeLimits[p] {
+			c.SetReadDeadline(now) // so that Read fails, and net/http closes the connection
+			if p == sending {
+				c.SetWriteDeadline(now)
+			}
+		}
+	}
+	l.mu.Unlock()
+	time.AfterFunc(sweepPeriod, l.sweep)
 }
 
 // Accept waits for the next connection and for a slot.
@@ -86,8 +102,9 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	l.acquireSlot()
-	l.left++ // the slot's last connection, unless it was evicted
+	l.left++ // whoever had the slot; look has subtracted those that it evicted
 	c := &conn{Conn: tcp, tcp: tcp, listener: l}
+	c.enter(idle)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.conns[c] = true
@@ -96,7 +113,7 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // acquireSlot waits until there is a slot. There is a look every lookPeriod, unless enough others have left by
 // themselves. The looks go on when the next connection waits soon, because otherwise a few clients that leave one by
-// one could keep each wait too short for a look, and the line of those that wait long.
+// one could keep each wait too short for a look, and the queue long.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -122,40 +139,39 @@ func (l *listener) acquireSlot() {
 	}
 }
 
-// look evicts connections that are in the same phase as at the last look, and returns how many: one at first, then up
-// to four times as many as the last time, and one again after a second without evictions. So one new client costs one
-// idle client its connection, and a flood of thousands is soon over.
+// look evicts connections that have waited for lookPeriod, and returns how many: one at first, then up to four times as
+// many as the last time, and one again after a second without evictions. So one new client costs one idle client its
+// connection, and a flood of thousands is soon over.
 func (l *listener) look() int {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	now := time.Now()
 	if now.Sub(l.evictedAt) > time.Second {
 		l.batch = 1
 	}
-	var evicted []*conn
+	evicted := 0
 	for p := idle; p <= sending; p++ {
 		for c := range l.conns {
-			if c.see(p) && len(evicted) < l.batch {
-				evicted = append(evicted, c)
+			if in, waited := c.check(now); in == p && waited >= lookPeriod && evicted < l.batch {
+				l.reset(c)
+				evicted++
 			}
 		}
 	}
-	if len(evicted) > 0 {
+	if evicted > 0 {
 		if l.batch == 1 {
 			l.log.Warn("all connection slots are taken; closing connections that complete no requests", "slots", cap(l.slots))
 		}
-		l.evictedAt, l.batch = now, 4*len(evicted)
+		l.evictedAt, l.batch = now, 4*evicted
 	}
-	l.mu.Unlock()
-	for _, c := range evicted {
-		c.abort()
-	}
-	return len(evicted)
+	return evicted
 }
 
-// remove gives the slot of a connection back, once.
-func (l *listener) remove(c *conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// reset resets a connection, unless it is closed already, and gives its slot back, once. The kernel drops what the
+// client does not have. The caller holds mu.
+func (l *listener) reset(c *conn) {
+	c.tcp.SetLinger(0)
+	c.tcp.Close()
 	if l.conns[c] {
 		delete(l.conns, c)
 		<-l.slots
@@ -163,42 +179,42 @@ func (l *listener) remove(c *conn) {
 }
 
 // wrap closes connections when they must not be kept, and waits for no request's body.
-func (l *listener) wrap(handler http.Handler) http.Handler {
+func (l *listener) wrap(handler http.Handler, draining *atomic.Bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		hasBody := r.ContentLength != 0
 		// A server that drains closes its connections so that clients reconnect elsewhere. Before a response to
 		// a request with a body, net/http would read the body, unless the response closes the connection.
-		if l.draining.Load() || l.waiting.Load() || hasBody {
+		if draining.Load() || l.waiting.Load() || hasBody {
 			w.Header().Set("Connection", "close")
 		}
-		handler.ServeHTTP(w, r)
-		if hasBody {
-			// After it, net/http would read what is left of the body, or sleep for half a second, and the slot
-			// could not be given to anybody else. So the response is flushed, the body cannot be read any more,
-			// and the panic, which net/http provides for this and does not log, closes the connection.
-			control := http.NewResponseController(w)
-			control.Flush()
-			control.SetReadDeadline(time.Now())
-			panic(http.ErrAbortHandler)
+		if !hasBody {
+			handler.ServeHTTP(w, r)
+			return
 		}
+		control := http.NewResponseController(w)
+		control.SetReadDeadline(time.Now().Add(timeLimits[header])) // no endpoint reads a body
+		handler.ServeHTTP(w, r)
+		// After the handler, net/http would read what is left of the body, or sleep for half a second, and the slot could not be
+		// given to anybody else. So the response is flushed, the body cannot be read any more, and the panic, which
+		// net/http provides for this and does not log, closes the connection.
+		control.Flush()
+		control.SetReadDeadline(time.Now())
+		panic(http.ErrAbortHandler)
 	})
 }
 
-// census returns how many connections have slots, how many have a request in flight, and how many have been closed by
-// the server, but not yet by the client.
-func (l *listener) census() (open, inFlight, lingering int) {
+// census returns how many connections have slots, and how many have a request in flight.
+func (l *listener) census() (open, inFlight int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := range l.conns {
 		switch c.phase() {
 		case header, sending, working:
 			inFlight++
-		case closing:
-			lingering++
 		}
 	}
-	if l.waiting.Load() { // it may have sent a request
+	if l.waiting.Load() { // the connection that waits may have sent a request
 		inFlight++
 	}
-	return len(l.conns), inFlight, lingering
+	return len(l.slots), inFlight
 }

@@ -2,12 +2,12 @@ package server
 
 import (
 	"bufio"
-	"context"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,7 +60,7 @@ func startServer(t testing.TB, slots int) *testServer {
 		t.Fatal(err)
 	}
 	s.listener, s.address = newListener(tcp, slots, log), tcp.Addr().String()
-	server := Server{Handler: handler, Log: log}.httpServer(s.listener)
+	server := Server{Handler: handler, Log: log, Draining: new(atomic.Bool)}.httpServer(s.listener)
 	go server.Serve(s.listener)
 	t.Cleanup(func() { server.Close() })
 	return s
@@ -155,7 +155,7 @@ func TestStopWaitsForRequestsInFlight(t *testing.T) {
 			select {
 			case <-stopped:
 				t.Fatal("the stop ended while a request was in flight")
-			case <-time.After(firstRequestWait + 50*time.Millisecond):
+			case <-time.After(stopWait + 50*time.Millisecond):
 			}
 			harness.Write(t, c, test.rest)
 			close(s.release)
@@ -175,15 +175,14 @@ func TestStopWithoutRequestsInFlight(t *testing.T) {
 	for name, test := range map[string]struct {
 		sent  string
 		phase phase
-		wait  time.Duration
 	}{
-		"a new connection":    {"", idle, firstRequestWait},
-		"idle":                {request, idle, firstRequestWait},
-		"a stray empty line":  {request + "\r\n", idle, firstRequestWait},
-		"stray empty lines":   {request + "\r\n\n\r\n", closing, stopLingerTime}, // net/http refuses four bytes
-		"an unread body":      {postHeader + "Content-Length: 10\r\n\r\n", closing, stopLingerTime},
-		"half an unread body": {postHeader + "Content-Length: 10\r\n\r\nhalf", closing, stopLingerTime},
-		"a chunk without end": {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", closing, stopLingerTime},
+		"a new connection":    {"", idle},
+		"idle":                {request, idle},
+		"a stray empty line":  {request + "\r\n", idle},
+		"stray empty lines":   {request + "\r\n\n\r\n", closing}, // net/http refuses four bytes
+		"an unread body":      {postHeader + "Content-Length: 10\r\n\r\n", closing},
+		"half an unread body": {postHeader + "Content-Length: 10\r\n\r\nhalf", closing},
+		"a chunk without end": {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", closing},
 	} {
 		test := test
 		t.Run(name, func(t *testing.T) {
@@ -199,8 +198,8 @@ func TestStopWithoutRequestsInFlight(t *testing.T) {
 			if got := <-s.stop(15 * time.Second); got != answered {
 				t.Errorf("the stop ended by %s, want %s", got, answered)
 			}
-			if took := time.Since(began); took < test.wait || took > test.wait+4*time.Second {
-				t.Errorf("the stop took %v, want about %v", took, test.wait)
+			if took := time.Since(began); took < stopWait || took > stopWait+4*time.Second {
+				t.Errorf("the stop took %v, want about %v", took, stopWait)
 			}
 			if test.sent == "" {
 				c.get(t) // the server is still there; only the listener is closed
@@ -220,7 +219,7 @@ func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 	<-s.entered
 	s.waitFor(t, 2, idle)
 	got := <-s.stop(time.Millisecond)
-	if _, inFlight, _ := s.census(); got != "the timeout" || inFlight != 3 {
+	if _, inFlight := s.census(); got != "the timeout" || inFlight != 3 {
 		t.Errorf("the stop ended by %s with %d requests in flight, want the timeout and 3", got, inFlight)
 	}
 }
@@ -234,7 +233,7 @@ func TestStopWaitsForTheConnectionThatWaitsForASlot(t *testing.T) {
 	harness.Write(t, second, request)
 	harness.WaitFor(t, "the second client to wait", s.waiting.Load)
 	stopped := s.stop(15 * time.Second)
-	if _, inFlight, _ := s.census(); inFlight != 2 {
+	if _, inFlight := s.census(); inFlight != 2 {
 		t.Errorf("got %d requests in flight, want 2", inFlight)
 	}
 	close(s.release)
@@ -258,27 +257,60 @@ func TestConnectionsComeAndGoDuringTheStop(t *testing.T) {
 	}
 }
 
-func TestRequestsAndResponsesHaveTheirTime(t *testing.T) {
+func TestWaitsEnd(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, 100)
-	unread := s.dial(t)
-	unread.SetReadBuffer(1)
-	harness.Write(t, unread, "GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
-	s.waitFor(t, 1, sending)
+	for name, test := range map[string]struct {
+		sent  string
+		phase phase
+		limit time.Duration
+	}{
+		"silent":                 {"", idle, 620 * time.Second},
+		"idle":                   {request, idle, 620 * time.Second},
+		"two bytes of a header":  {"GE", header, 5 * time.Second}, // net/http takes less than four for none
+		"half a header":          {harness.HalfRequest, header, 5 * time.Second},
+		"an unread response":     {"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", sending, 10 * time.Second},
+		"a body after an answer": {postHeader + "Expect: x\r\nContent-Length: 10\r\n\r\n", sending, 10 * time.Second},
+		"a body that is missing": {postHeader + "Content-Length: 10\r\n\r\n", closing, 10 * time.Second},
+	} {
+		test := test
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, 1)
+			c := s.dial(t)
+			c.SetReadBuffer(1)
+			harness.Write(t, c, test.sent)
+			if test.sent == request {
+				c.receive(t)
+			}
+			s.waitFor(t, 1, test.phase)
+			sweepAfter := func(waited time.Duration) {
+				s.mu.Lock()
+				for c := range s.conns {
+					c.check(time.Now())
+					c.since = time.Now().Add(-waited)
+				}
+				s.mu.Unlock()
+				s.sweep()
+			}
+			sweepAfter(test.limit - time.Second/2)
+			time.Sleep(50 * time.Millisecond)
+			s.waitFor(t, 1, test.phase)
+			sweepAfter(test.limit)
+			s.waitFor(t, 0, test.phase)
+		})
+	}
+}
+
+// A body has as long as a header, and a connection with one is closed.
+func TestBodyHasItsTime(t *testing.T) {
+	t.Parallel()
+	c := startServer(t, 1).dial(t)
 	began := time.Now()
-	for _, sent := range []string{"GE", harness.HalfRequest} { // net/http takes less than four bytes for none
-		c := s.dial(t)
-		c.get(t)
-		harness.Write(t, c, sent)
-		defer c.Close()
+	harness.Write(t, c, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf")
+	response, body := harness.Receive(t, c.reader, "POST")
+	if took := time.Since(began); body != "half" || !response.Close || took < timeLimits[header] {
+		t.Errorf("got %q after %v, Close: %t, want the half after %v and a close", body, took, response.Close, timeLimits[header])
 	}
-	s.waitFor(t, 2, header)
-	s.waitFor(t, 2, closing)
-	if took := time.Since(began); took < readTimeout {
-		t.Errorf("half a header was refused after %v, want %v", took, readTimeout)
-	}
-	time.Sleep(time.Until(began.Add(writeTimeout)))
-	s.waitFor(t, 3, closing)
 }
 
 // The listener may fail for good without being told to stop.
@@ -288,7 +320,7 @@ func TestRunReturnsWhyServingFailed(t *testing.T) {
 	tcp.Close()
 	log := &harness.Buffer{}
 	server := Server{Log: slog.New(slog.NewJSONHandler(log, nil)), MaxConnections: 1}
-	err := server.Run(context.Background(), tcp, nil)
+	err := server.Run(tcp, nil)
 	line := harness.WaitForLog(t, log, "serving failed", 1)[0]
 	if err == nil || line["level"] != "ERROR" || line["error"] != err.Error() {
 		t.Errorf("got %v and logged %v, want the same error", err, line)

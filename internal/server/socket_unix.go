@@ -15,8 +15,8 @@ func setBuffers(fd uintptr) {
 	syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, socketBuffer)
 }
 
-// delivered reports whether the client's kernel has acknowledged the end of the stream, or the connection is gone.
-// Other systems than Linux do not say, so it is true there.
+// delivered reports whether the client's kernel has acknowledged the end of the stream, when the client has ended its
+// stream, too, or whether the connection is gone. Only Linux says, so it is true elsewhere.
 func delivered(tcp *net.TCPConn) bool {
 	raw, err := tcp.SyscallConn()
 	if err != nil || runtime.GOOS != "linux" {
@@ -28,9 +28,6 @@ func delivered(tcp *net.TCPConn) bool {
 		firstFour, _ := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpInfo)
 		binary.NativeEndian.PutUint32(info[:], uint32(firstFour))
 	})
-	switch info[0] {
-	case 4, 9, 11: // FIN_WAIT1, LAST_ACK and CLOSING, as in the kernel's net/tcp_states.h
-		return false
-	}
-	return true
+	const lastAck, closing = 9, 11 // of the kernel's net/tcp_states.h
+	return info[0] != lastAck && info[0] != closing
 }
