@@ -152,22 +152,23 @@ func (s *service) health(_ *http.Request, now time.Time) (int, any) {
 // ServeHTTP answers and logs every request.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := s.now()
-	body := bodies.Get().(*jsonBody)
-	defer bodies.Put(body)
-	status := s.respond(body, r, received)
+	response := bodies.Get().(*jsonBody)
+	defer bodies.Put(response)
+	status := s.respond(response, r, received)
+	body := response.buffer.Bytes()
 
 	header := w.Header()
 	header["Content-Type"], header["Cache-Control"] = contentType, noStore
-	if body.Len() > 2<<10 || r.ContentLength != 0 {
+	if len(body) > 2<<10 || r.ContentLength != 0 {
 		// Net/http does it itself, in less time, for a body that fits its buffer; but not if internal/server flushes
 		// the response, as it does after a request with a body.
-		header.Set("Content-Length", strconv.Itoa(body.Len()))
+		header.Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	if status == http.StatusMethodNotAllowed {
 		header.Set("Allow", "GET, HEAD")
 	}
 	w.WriteHeader(status)
-	written, _ := w.Write(body.Bytes()) // into net/http's buffer; it fails if the client has disconnected
+	written, _ := w.Write(body) // into net/http's buffer; it fails if the client has disconnected
 	if r.Method == http.MethodHead {
 		written = 0 // net/http has counted the body but not sent it
 	}
@@ -216,21 +217,21 @@ func (s *service) respond(body *jsonBody, r *http.Request, now time.Time) (statu
 
 // jsonBody is the body of a response: one line of JSON.
 type jsonBody struct {
-	bytes.Buffer
+	buffer  bytes.Buffer
 	encoder *json.Encoder
 }
 
 // bodies holds those that are free, because they would be most of the handlers' garbage otherwise.
 var bodies = sync.Pool{New: func() any {
 	b := new(jsonBody)
-	b.encoder = json.NewEncoder(b)
+	b.encoder = json.NewEncoder(&b.buffer)
 	b.encoder.SetEscapeHTML(false) // JSON does not need it, and a client would get six bytes for one
 	return b
 }}
 
 // encode makes v the body. It panics if it cannot, because only a programming error causes that.
 func (b *jsonBody) encode(v any) {
-	b.Reset()
+	b.buffer.Reset()
 	if err := b.encoder.Encode(v); err != nil {
 		panic(err)
 	}
