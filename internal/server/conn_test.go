@@ -163,7 +163,7 @@ func TestSlotIsTakenUntilTheResponseIsDelivered(t *testing.T) {
 	c.CloseWrite()
 	s.waitFor(t, 1, closing)
 	time.Sleep(200 * time.Millisecond)
-	if open, _ := s.census(); open != 1 {
+	if open, _, _ := s.census(); open != 1 {
 		t.Error("the slot was free before the client had read the responses")
 	}
 	if n, err := io.Copy(io.Discard, c); n < 40*int64(len("done")) || err != nil {

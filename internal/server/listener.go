@@ -203,18 +203,22 @@ func (l *listener) wrap(handler http.Handler, draining *atomic.Bool) http.Handle
 	})
 }
 
-// census returns how many connections have slots, and how many have a request in flight.
-func (l *listener) census() (open, inFlight int) {
+// census returns how many connections have slots, how many have a request in flight, and when one last changed its phase.
+func (l *listener) census() (open, inFlight int, changed time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := time.Now()
 	for c := range l.conns {
-		switch c.phase() {
+		switch p, _ := c.check(now); p {
 		case header, sending, working:
 			inFlight++
+		}
+		if c.since.After(changed) {
+			changed = c.since
 		}
 	}
 	if l.waiting.Load() { // the connection that waits may have sent a request
 		inFlight++
 	}
-	return len(l.slots), inFlight
+	return len(l.slots), inFlight, changed
 }

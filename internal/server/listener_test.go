@@ -43,7 +43,7 @@ func TestNewClientEvictsOneIdleConnectionIfNoSlotIsFree(t *testing.T) {
 		if response := s.dial(t).get(t); response.Close {
 			t.Errorf("%s: got Connection: close, want the connection kept, because nobody else waits", what)
 		}
-		if open, _ := s.census(); open != 9 {
+		if open, _, _ := s.census(); open != 9 {
 			t.Errorf("%s: %d connections were evicted, want %d", what, 9+i-open, i)
 		}
 	}

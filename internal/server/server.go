@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// stopWait is how long a stop waits for open connections after the last request has been answered: their clients may
-// be reading, or about to send a first request.
+// stopWait is how long a stop waits for open connections on which nothing happens: their clients may be reading, or about
+// to send a first request.
 const stopWait = time.Second
 
 // Server is what Run serves, and how it stops.
@@ -60,7 +60,7 @@ func (s Server) Run(tcp *net.TCPListener, signals <-chan os.Signal) error {
 	if ended == "" {
 		ended = s.finish(l, signals)
 	}
-	if _, inFlight := l.census(); inFlight > 0 { // these are cut when the process exits
+	if _, inFlight, _ := l.census(); inFlight > 0 { // these are cut when the process exits
 		s.Log.Error("stopped, with requests cut", "reason", ended, "requests_cut", inFlight)
 		return errors.New("requests were cut")
 	}
@@ -74,7 +74,7 @@ func (s Server) finish(l *listener, signals <-chan os.Signal) (reason string) {
 	timeout := time.After(s.ShutdownTimeout)
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
-	busyAt := time.Now() // when a request was last in flight
+	began := time.Now()
 	for {
 		select {
 		case sig := <-signals:
@@ -82,11 +82,10 @@ func (s Server) finish(l *listener, signals <-chan os.Signal) (reason string) {
 		case <-timeout:
 			return "the timeout"
 		case <-ticker.C:
-			open, inFlight := l.census()
-			if inFlight > 0 {
-				busyAt = time.Now()
-			} else if open == 0 || time.Since(busyAt) >= stopWait {
-				return "all requests answered"
+			open, inFlight, changed := l.census()
+			quiet := time.Since(began) >= stopWait && time.Since(changed) >= stopWait
+			if inFlight == 0 && (open == 0 || quiet) {
+				return "no request left"
 			}
 		}
 	}

@@ -19,7 +19,7 @@ const (
 	slowRequest = "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
 	postHeader  = "POST / HTTP/1.1\r\nHost: localhost\r\n"
 	largeSize   = 32 << 10
-	answered    = "all requests answered" // why a stop ends
+	answered    = "no request left" // why a stop ends
 )
 
 // testServer serves on a real socket as Server.Run does. /slow answers when the test says so, /echo with the request's
@@ -208,6 +208,21 @@ func TestStopWithoutRequestsInFlight(t *testing.T) {
 	}
 }
 
+func TestStopWaitsAnewAfterEachRequest(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 100)
+	s.dialIdle(t, 1)
+	c := s.dial(t)
+	c.get(t)
+	stopped := s.stop(15 * time.Second)
+	time.Sleep(stopWait / 2)
+	c.get(t)
+	began := time.Now()
+	if got := <-stopped; got != answered || time.Since(began) < stopWait-50*time.Millisecond {
+		t.Errorf("the stop ended by %s, %v after the last request, want %s and %v", got, time.Since(began), answered, stopWait)
+	}
+}
+
 func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, 100)
@@ -219,7 +234,7 @@ func TestStopReturnsTheRequestsInFlightWhenItsTimeIsOver(t *testing.T) {
 	<-s.entered
 	s.waitFor(t, 2, idle)
 	got := <-s.stop(time.Millisecond)
-	if _, inFlight := s.census(); got != "the timeout" || inFlight != 3 {
+	if _, inFlight, _ := s.census(); got != "the timeout" || inFlight != 3 {
 		t.Errorf("the stop ended by %s with %d requests in flight, want the timeout and 3", got, inFlight)
 	}
 }
@@ -233,7 +248,7 @@ func TestStopWaitsForTheConnectionThatWaitsForASlot(t *testing.T) {
 	harness.Write(t, second, request)
 	harness.WaitFor(t, "the second client to wait", s.waiting.Load)
 	stopped := s.stop(15 * time.Second)
-	if _, inFlight := s.census(); inFlight != 2 {
+	if _, inFlight, _ := s.census(); inFlight != 2 {
 		t.Errorf("got %d requests in flight, want 2", inFlight)
 	}
 	close(s.release)
