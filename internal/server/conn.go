@@ -48,7 +48,7 @@ var timeLimits = [...]time.Duration{
 	idle:    620 * time.Second, // longer than load balancers keep theirs, usually 60 or 600 s
 	header:  5 * time.Second,   // which clients send at once
 	closing: 10 * time.Second,
-	sending: 10 * time.Second, // a response has about 1 KB
+	sending: 5 * time.Second, // about 1 KB; less than a stop waits
 	working: math.MaxInt64,
 }
 
@@ -162,7 +162,7 @@ func (c *conn) count(p []byte) (n int, err error) {
 // refuse sends a response in the form of those that net/http sends itself. The deadline and the error make net/http close
 // the connection without one of its own, even if it takes half a line, which it has already, for a bad request.
 func (c *conn) refuse(status string) error {
-	fmt.Fprintf(c.tcp, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
+	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
 	c.SetDeadline(time.Now())
 	return os.ErrDeadlineExceeded
 }

@@ -81,6 +81,23 @@ func TestHalfALineIsRefusedOnce(t *testing.T) {
 	}
 }
 
+// A client that does not read holds up a refusal, too. It is then in a phase whose time limit ends the writing.
+func TestRefusalIsAResponse(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 1)
+	c := s.dial(t)
+	s.waitFor(t, 1, idle)
+	s.mu.Lock()
+	for c := range s.conns {
+		c.tcp.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		c.tcp.Write(make([]byte, 16<<20)) // fails when the kernel's buffers are full
+		c.tcp.SetWriteDeadline(time.Time{})
+	}
+	s.mu.Unlock()
+	harness.Write(t, c, lines(101))
+	s.waitFor(t, 1, sending)
+}
+
 // However the bytes arrive, the header ends at the same one.
 func TestHeaderDoesNotDependOnThePackets(t *testing.T) {
 	t.Parallel()

@@ -283,8 +283,8 @@ func TestWaitsEnd(t *testing.T) {
 		"idle":                   {request, idle, 620 * time.Second},
 		"two bytes of a header":  {"GE", header, 5 * time.Second}, // net/http takes less than four for none
 		"half a header":          {harness.HalfRequest, header, 5 * time.Second},
-		"an unread response":     {"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", sending, 10 * time.Second},
-		"a body after an answer": {postHeader + "Expect: x\r\nContent-Length: 10\r\n\r\n", sending, 10 * time.Second},
+		"an unread response":     {"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", sending, 5 * time.Second},
+		"a body after an answer": {postHeader + "Expect: x\r\nContent-Length: 10\r\n\r\n", sending, 5 * time.Second},
 		"a body that is missing": {postHeader + "Content-Length: 10\r\n\r\n", closing, 10 * time.Second},
 	} {
 		test := test
