@@ -159,15 +159,15 @@ func (c *conn) count(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// refuse sends a response in the form of those that net/http sends itself. The deadline and the error make net/http close
-// the connection without one of its own, even if it takes half a line, which it has already, for a bad request.
+// refuse sends a response in the form of net/http's own. The error makes net/http close the connection. The deadline keeps
+// it from answering, too, when it has half a line already, which it takes for a bad request.
 func (c *conn) refuse(status string) error {
 	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
 	c.SetDeadline(time.Now())
 	return os.ErrDeadlineExceeded
 }
 
-// Write writes to the connection.
+// Write enters the phase sending, because the client may not read.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.phase() != sending {
 		c.enter(sending) // and stay, because after some answers of its own net/http waits for a body

@@ -194,9 +194,9 @@ func (l *listener) wrap(handler http.Handler, draining *atomic.Bool) http.Handle
 		control := http.NewResponseController(w)
 		control.SetReadDeadline(time.Now().Add(timeLimits[header])) // no endpoint reads a body
 		handler.ServeHTTP(w, r)
-		// After the handler, net/http would read what is left of the body, or sleep for half a second, and the slot could not be
-		// given to anybody else. So the response is flushed, the body cannot be read any more, and the panic, which
-		// net/http provides for this and does not log, closes the connection.
+		// After the handler, net/http would read what is left of the body, or sleep for half a second, and the slot
+		// could not be given to anybody else. So the response is flushed, the body cannot be read any more, and the
+		// panic, which net/http provides for this and does not log, closes the connection.
 		control.Flush()
 		control.SetReadDeadline(time.Now())
 		panic(http.ErrAbortHandler)
