@@ -98,6 +98,24 @@ func TestRefusalIsAResponse(t *testing.T) {
 	s.waitFor(t, 1, sending)
 }
 
+func TestWritesOfAResponseShareItsTime(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 1)
+	s.dial(t)
+	s.waitFor(t, 1, idle)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		began := time.Now()
+		c.Write([]byte("a"))
+		c.check(began)
+		c.Write([]byte("b"))
+		if p, waited := c.check(began.Add(time.Second)); p != sending || waited != time.Second {
+			t.Errorf("got the phase %d for %v, want %d for 1s", p, waited, sending)
+		}
+	}
+}
+
 // However the bytes arrive, the header ends at the same one.
 func TestHeaderDoesNotDependOnThePackets(t *testing.T) {
 	t.Parallel()
