@@ -86,11 +86,15 @@ func TestRefusalIsAResponse(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, 1)
 	c := s.dial(t)
+	c.SetReadBuffer(1) // the least there is
 	s.waitFor(t, 1, idle)
 	s.mu.Lock()
 	for c := range s.conns {
-		c.tcp.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		c.tcp.Write(make([]byte, 16<<20)) // fails when the kernel's buffers are full
+		var full error
+		for full == nil { // the kernel's buffers
+			c.tcp.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+			_, full = c.tcp.Write(make([]byte, 100))
+		}
 		c.tcp.SetWriteDeadline(time.Time{})
 	}
 	s.mu.Unlock()
