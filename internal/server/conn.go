@@ -64,9 +64,9 @@ type conn struct {
 	since   time.Time // the first check that found it so
 
 	// The header that arrives. Only Read and stateChanged use it, and net/http never calls both at once.
-	size, lines int    // bytes; complete lines, with the request line
-	inLine      bool   // the next line has begun
-	rest        []byte // what has arrived behind the header; net/http is to read it next
+	received    bytes.Buffer // what net/http has not read yet
+	size, lines int          // of what it has read: bytes; complete lines, with the request line
+	inLine      bool         // the next line has begun
 }
 
 func (c *conn) phase() phase { return phase(c.state.Load() % maxPhases) }
@@ -92,7 +92,7 @@ func stateChanged(nc net.Conn, state http.ConnState) {
 	}
 	// The response is sent. A client that has not waited for it may have sent a part of the next request.
 	c := nc.(*conn)
-	if len(bytes.Trim(c.rest, "\r\n")) > 0 {
+	if len(bytes.Trim(c.received.Bytes(), "\r\n")) > 0 {
 		c.enter(header)
 	} else {
 		c.enter(idle)
@@ -107,18 +107,15 @@ func (c *conn) Read(buffer []byte) (n int, err error) {
 		// No handler here looks at its context, and without the byte there is less to do for each request.
 		return 0, nil
 	}
-	if len(c.rest) > 0 {
-		n, err = c.count(c.rest[:min(len(c.rest), len(buffer))])
-		copy(buffer, c.rest[:n])
-		c.rest = c.rest[n:]
-		return n, err
+	if c.received.Len() == 0 {
+		n, err := c.tcp.Read(buffer)
+		if n == 0 {
+			return 0, err
+		}
+		c.received.Write(buffer[:n])
 	}
-	received, err := c.tcp.Read(buffer)
-	if received == 0 {
-		return 0, err
-	}
-	n, err = c.count(buffer[:received])
-	c.rest = append(c.rest, buffer[n:received]...)
+	n, err = c.count(c.received.Bytes()[:min(len(buffer), c.received.Len())])
+	copy(buffer, c.received.Next(n))
 	return n, err
 }
 

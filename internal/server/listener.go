@@ -29,9 +29,9 @@ const (
 
 	sweepPeriod = time.Second // how late a time limit may come
 
-	// leaveEnough is how many connections must leave by themselves between two looks, so that none is evicted. With
+	// closeEnough is how many connections must close by themselves between two looks, so that none is evicted. With
 	// more, busy clients that behave lose requests; with fewer, silent clients of which a few leave are never evicted.
-	leaveEnough = 16
+	closeEnough = 16
 )
 
 // MaxConnections is the number of connections that fit into memory, in bytes, and into files, a limit on
@@ -66,12 +66,12 @@ type listener struct {
 	log      *slog.Logger
 	slots    chan struct{} // has one element for each open connection
 	waiting  atomic.Bool   // a new connection waits for a slot
-	nextLook time.Time     // used only by Accept, like left
-	left     int           // connections since the last look whose client left by itself
+	nextLook time.Time     // used only by Accept
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
-	batch     int            // how many connections the next look may evict
+	closed    int            // how many have closed since the last look
+	batch     int            // how many the next look may evict
 	evictedAt time.Time
 }
 
@@ -102,7 +102,6 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	l.acquireSlot()
-	l.left++ // whoever had the slot; look has subtracted those that it evicted
 	c := &conn{Conn: tcp, tcp: tcp, listener: l}
 	c.enter(idle)
 	l.mu.Lock()
@@ -111,9 +110,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// acquireSlot waits until there is a slot. There is a look every lookPeriod, unless enough others have left by
-// themselves. The looks go on when the next connection waits soon, because otherwise a few clients that leave one by
-// one could keep each wait too short for a look, and the queue long.
+// acquireSlot waits until there is a slot, with a look every lookPeriod. The looks go on when the next connection waits
+// soon, because otherwise a few clients that leave one by one could keep each wait too short for a look, and the queue
+// long.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -123,28 +122,29 @@ func (l *listener) acquireSlot() {
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
 	if time.Now().After(l.nextLook) {
-		l.nextLook, l.left = time.Now().Add(lookPeriod), 0
+		l.nextLook = time.Now().Add(lookPeriod)
 	}
 	for {
 		select {
 		case l.slots <- struct{}{}:
 			return
 		case <-time.After(time.Until(l.nextLook)):
-			evicted := 0
-			if l.left < leaveEnough {
-				evicted = l.look()
-			}
-			l.nextLook, l.left = time.Now().Add(lookPeriod), -evicted
+			l.look()
+			l.nextLook = time.Now().Add(lookPeriod)
 		}
 	}
 }
 
-// look evicts connections that have waited for lookPeriod, and returns how many: one at first, then up to four times as
-// many as the last time, and one again after a second without evictions. So one new client costs one idle client its
-// connection, and a flood of thousands is soon over.
-func (l *listener) look() int {
+// look evicts connections that have waited for lookPeriod, unless enough have closed by themselves: one at first, then
+// up to four times as many as the last time, and one again after a second without evictions. So one new client costs
+// one idle client its connection, and a flood of thousands is soon over.
+func (l *listener) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed >= closeEnough {
+		l.closed = 0
+		return
+	}
 	now := time.Now()
 	if now.Sub(l.evictedAt) > time.Second {
 		l.batch = 1
@@ -164,7 +164,7 @@ func (l *listener) look() int {
 		}
 		l.evictedAt, l.batch = now, 4*evicted
 	}
-	return evicted
+	l.closed = 0 // without those that were evicted
 }
 
 // reset resets a connection, unless it is closed already, and gives its slot back, once. The kernel drops what the
@@ -174,6 +174,7 @@ func (l *listener) reset(c *conn) {
 	c.tcp.Close()
 	if l.conns[c] {
 		delete(l.conns, c)
+		l.closed++
 		<-l.slots
 	}
 }

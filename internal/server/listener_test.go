@@ -78,12 +78,13 @@ func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
 	t.Parallel()
 	tcp := harness.Listen(t)
 	l := newListener(tcp, 8, slog.New(slog.NewJSONHandler(io.Discard, nil)))
+	var accepted net.Conn
 	accept := func() {
 		harness.Dial(t, tcp.Addr().String())
-		l.Accept()
+		accepted, _ = l.Accept()
 	}
 	acceptWhenOneLeaves := func() {
-		time.AfterFunc(lookPeriod/4, func() { <-l.slots })
+		time.AfterFunc(lookPeriod/4, accepted.(*conn).abort)
 		accept()
 	}
 	for i := 0; i < cap(l.slots); i++ {
@@ -91,15 +92,15 @@ func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
 	}
 	// Enough leave before a look, so it evicts nobody, although the look before has seen everybody.
 	l.look()
-	l.nextLook, l.left = time.Now().Add(time.Hour), 0
-	for i := 0; i < leaveEnough; i++ {
+	l.nextLook = time.Now().Add(time.Hour)
+	for i := 0; i < closeEnough; i++ {
 		acceptWhenOneLeaves()
 	}
 	skipped := time.Now().Add(time.Second)
 	l.nextLook = skipped
 	accept()
-	if l.evictedAt.Before(skipped.Add(lookPeriod)) || l.left != 0 {
-		t.Errorf("evicted %v after the look to skip; then %d had left, want 0", l.evictedAt.Sub(skipped), l.left)
+	if l.evictedAt.Before(skipped.Add(lookPeriod)) || l.closed != 0 {
+		t.Errorf("evicted %v after the look to skip; then %d had closed, want 0", l.evictedAt.Sub(skipped), l.closed)
 	}
 	// So few leave that looks evict, although nobody waits as long as for a look.
 	evictedAt := l.evictedAt
