@@ -52,8 +52,7 @@ func (w *Writer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Close waits until all lines are written, but at most for the given time. Later lines are dropped. It must be called
-// once.
+// Close waits until all lines are written, but at most for the given time. Later lines are dropped. Call it once.
 func (w *Writer) Close(atMost time.Duration) {
 	w.mu.Lock()
 	w.closed = true

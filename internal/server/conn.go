@@ -63,10 +63,10 @@ type conn struct {
 	checked uint32    // state, at the last check
 	since   time.Time // the first check that found it so
 
-	// The header that arrives. Only Read and stateChanged use it, and net/http never calls both at once.
-	received    bytes.Buffer // what net/http has not read yet
-	size, lines int          // of what it has read: bytes; complete lines, with the request line
-	inLine      bool         // the next line has begun
+	// For Read.
+	received    bytes.Buffer // from the client, and not yet returned
+	size, lines int          // of the header that arrives: its bytes; its complete lines, with the request line
+	inLine      bool         // its next line has begun
 }
 
 func (c *conn) phase() phase { return phase(c.state.Load() % maxPhases) }
@@ -87,21 +87,14 @@ func (c *conn) check(now time.Time) (phase, time.Duration) {
 
 // stateChanged is the http.Server's ConnState.
 func stateChanged(nc net.Conn, state http.ConnState) {
-	if state != http.StateIdle {
-		return
-	}
-	// The response is sent. A client that has not waited for it may have sent a part of the next request.
-	c := nc.(*conn)
-	if len(bytes.Trim(c.received.Bytes(), "\r\n")) > 0 {
-		c.enter(header)
-	} else {
-		c.enter(idle)
+	if state == http.StateIdle { // the response is sent
+		nc.(*conn).enter(idle)
 	}
 }
 
 // Read reads from the connection. It stops at the end of a header, because what follows is a body, or the next
 // request, whose header is counted anew. It fails if a header is too large or has too many lines.
-func (c *conn) Read(buffer []byte) (n int, err error) {
+func (c *conn) Read(buffer []byte) (int, error) {
 	if len(buffer) == 1 && c.phase() > header {
 		// While a handler works, net/http reads one byte ahead, to cancel the request's context if the client leaves.
 		// No handler here looks at its context, and without the byte there is less to do for each request.
@@ -114,7 +107,7 @@ func (c *conn) Read(buffer []byte) (n int, err error) {
 		}
 		c.received.Write(buffer[:n])
 	}
-	n, err = c.count(c.received.Bytes()[:min(len(buffer), c.received.Len())])
+	n, err := c.count(c.received.Bytes()[:min(len(buffer), c.received.Len())])
 	copy(buffer, c.received.Next(n))
 	return n, err
 }
@@ -177,12 +170,9 @@ func (c *conn) Write(p []byte) (int, error) {
 func (c *conn) Close() error {
 	c.enter(closing)
 	c.SetReadDeadline(time.Time{})
-	if err := c.tcp.CloseWrite(); err != nil { // evicted, or reset by the client
-		c.abort()
-		return err
-	}
+	err := c.tcp.CloseWrite()
 	go c.linger()
-	return nil
+	return err
 }
 
 // linger closes the connection when the client has closed its end and has the response. It resets the connection if the
