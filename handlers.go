@@ -92,8 +92,8 @@ type errorResponse struct {
 	Path    string `json:"path"`
 }
 
-// handler answers GET and, without the body, HEAD, to a request received at the time now. The response is
-// encoded as JSON.
+// handler makes the response to a GET or HEAD that was received at the time now. It is encoded as JSON; net/http leaves out
+// the body for HEAD.
 type handler func(r *http.Request, now time.Time) (status int, response any)
 
 // service is the http.Handler. It finds the endpoint of the request's path, answers and logs.
@@ -221,7 +221,7 @@ type jsonBody struct {
 	encoder *json.Encoder
 }
 
-// bodies holds those that are free, because they would be most of the handlers' garbage otherwise.
+// bodies are used again, because they would be most of the handlers' garbage otherwise.
 var bodies = sync.Pool{New: func() any {
 	b := new(jsonBody)
 	b.encoder = json.NewEncoder(&b.buffer)
@@ -237,8 +237,8 @@ func (b *jsonBody) encode(v any) {
 	}
 }
 
-// logRequest logs health checks at DEBUG, also those that fail because the service stops, a 500 at ERROR and
-// every other request at INFO.
+// logRequest logs a 500 at ERROR, health checks at DEBUG, also those that fail because the service stops, and all else
+// at INFO.
 func (s *service) logRequest(r *http.Request, status, written int, received time.Time) {
 	level := slog.LevelInfo
 	switch {

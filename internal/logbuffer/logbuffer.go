@@ -17,10 +17,10 @@ const (
 )
 
 // Writer takes lines without delay and writes them in the background, many at a time. Lines that do not fit are
-// dropped and counted. A line of the log says how many as soon as the log can be written again.
+// dropped and counted. A line of the log says how many, behind the next lines that can be written.
 type Writer struct {
 	out     io.Writer
-	arrived chan struct{} // has an element if lines wait; closed by Close
+	arrived chan struct{} // has an element whenever lines wait; closed by Close
 	done    chan struct{} // closed when everything has been written after Close
 
 	mu      sync.Mutex
@@ -79,7 +79,7 @@ func (w *Writer) run() {
 		n, err := w.out.Write(writing)
 		lost += bytes.Count(writing[n:], []byte{'\n'})
 		if err == nil && lost > 0 {
-			warning := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped, because nobody read the log", 0)
+			warning := slog.NewRecord(time.Now(), slog.LevelWarn, "log lines were dropped, because the log could not be written", 0)
 			warning.AddAttrs(slog.Int("lines", lost))
 			if log.Handle(context.Background(), warning) == nil {
 				lost = 0

@@ -13,7 +13,7 @@ import (
 	"devops-info-service/test/harness"
 )
 
-const warning = "log lines were dropped, because nobody read the log"
+const warning = "log lines were dropped, because the log could not be written"
 
 // output is what a Writer writes to. The test says what becomes of each write.
 type output struct {

@@ -17,14 +17,14 @@ const (
 	maxHeaderLines = 100      // for short lines, net/http needs many times their size; Apache and Tomcat allow 100 too
 )
 
-// After the last response, the client may still send, because to close with unread data would reset the connection,
-// which could destroy the response.
+// After the last response, what the client still sends is read and dropped, because to close with unread data would reset
+// the connection, which could destroy the response.
 const (
 	lingerBytes         = 256 << 10 // net/http reads as much of a body
 	lingerBytesWhenFull = 32 << 10  // the same, while a new connection waits for a slot
 
-	// After lingerBytes, nobody reads for a moment before the reset. Then the buffers fill, and a proxy that sends a large
-	// body looks for the response. Net/http waits as long.
+	// Before the reset, nothing is read for a moment, because a proxy that can send no more of a large body looks for the
+	// response. Net/http waits as long.
 	lingerUnread = 500 * time.Millisecond
 )
 
@@ -36,11 +36,11 @@ const (
 	idle    phase = iota // for a request
 	header               // for the rest of a request's header
 	closing              // for the client to close its end, too
-	sending              // for the client to read, if the kernel's buffers are full, or to send a body
+	sending              // for the client to take the response, or to send a body that net/http waits for
 	working              // for the handler
 )
 
-const maxPhases = 8 // a power of two, so that conn.state may wrap around
+const maxPhases = 8 // for which conn.state has room; a power of two, so that it may wrap around
 
 // timeLimits says how long a connection may stay in a phase. http.Server's timeouts are not used, because they set several
 // timers for each request.
@@ -48,7 +48,7 @@ var timeLimits = [...]time.Duration{
 	idle:    620 * time.Second, // longer than load balancers keep theirs, usually 60 or 600 s
 	header:  5 * time.Second,   // which clients send at once
 	closing: 10 * time.Second,
-	sending: 5 * time.Second, // about 1 KB; less than a stop waits
+	sending: 5 * time.Second, // a few KB; less than a stop waits by default
 	working: math.MaxInt64,
 }
 
@@ -57,7 +57,7 @@ type conn struct {
 	net.Conn // the same as tcp, but without ReadFrom and CloseWrite, by which net/http would go past Write and Close
 	tcp      *net.TCPConn
 	listener *listener
-	state    atomic.Uint32 // a phase, plus maxPhases × how many have been entered
+	state    atomic.Uint32 // the phase, plus maxPhases × a count, so that a phase that is entered again differs
 
 	// For check, whose caller holds listener.mu.
 	checked uint32    // state, at the last check
@@ -76,7 +76,7 @@ func (c *conn) enter(p phase) {
 	c.state.Store(entered*maxPhases + uint32(p))
 }
 
-// check returns the phase, and how long before now a check first found the connection in it.
+// check returns the phase, and for how long checks have found the connection in it.
 func (c *conn) check(now time.Time) (phase, time.Duration) {
 	state := c.state.Load()
 	if state != c.checked {
@@ -97,7 +97,8 @@ func stateChanged(nc net.Conn, state http.ConnState) {
 func (c *conn) Read(buffer []byte) (int, error) {
 	if len(buffer) == 1 && c.phase() > header {
 		// While a handler works, net/http reads one byte ahead, to cancel the request's context if the client leaves.
-		// No handler here looks at its context, and without the byte there is less to do for each request.
+		// No handler here looks at its context, and without the byte there is less to do for each request. Net/http
+		// asks for one byte only then.
 		return 0, nil
 	}
 	if c.received.Len() == 0 {
@@ -149,18 +150,19 @@ func (c *conn) count(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// refuse sends a response in the form of net/http's own. The error makes net/http close the connection. The deadline keeps
-// it from answering, too, when it has half a line already, which it takes for a bad request.
+// refuse sends a response in the form of net/http's own. The error makes net/http close the connection. After the deadline
+// net/http cannot send its own 400, too, as it would if it had half a line already.
 func (c *conn) refuse(status string) error {
 	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
 	c.SetDeadline(time.Now())
 	return os.ErrDeadlineExceeded
 }
 
-// Write enters the phase sending, because the client may not read.
+// Write enters the phase sending, once for a response, so that its time is for all writes, and for net/http's wait for a
+// body after some answers of its own.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.phase() != sending {
-		c.enter(sending) // and stay, because after some answers of its own net/http waits for a body
+		c.enter(sending)
 	}
 	return c.tcp.Write(p)
 }
@@ -178,7 +180,11 @@ func (c *conn) Close() error {
 // linger closes the connection when the client has closed its end and has the response. It resets the connection if the
 // client sends too much, or when the time for it is over.
 func (c *conn) linger() {
-	defer c.abort()
+	defer func() {
+		c.listener.mu.Lock()
+		defer c.listener.mu.Unlock()
+		c.listener.reset(c) // after tcp.Close, it only gives the slot back
+	}()
 	for _, n := range []int64{lingerBytesWhenFull, lingerBytes - lingerBytesWhenFull} {
 		_, err := io.CopyN(io.Discard, c.tcp, n)
 		// A client that has closed its end early, as nc does, may still read. If its slot were free before, thousands
@@ -195,11 +201,4 @@ func (c *conn) linger() {
 		}
 	}
 	time.Sleep(lingerUnread)
-}
-
-// abort is listener.reset for callers that do not hold its mu.
-func (c *conn) abort() {
-	c.listener.mu.Lock()
-	defer c.listener.mu.Unlock()
-	c.listener.reset(c)
 }

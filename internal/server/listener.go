@@ -23,14 +23,14 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 6 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// lookPeriod is how long a new connection waits for the first look, and how long others may wait for their client
-	// without being evicted. With less, busy clients that behave lose requests; with more, floods last longer.
+	// lookPeriod is how long a new connection waits for the first look, and how long others must have waited for their
+	// client to be evicted. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
 
 	sweepPeriod = time.Second // how late a time limit may come
 
 	// closeEnough is how many connections must close by themselves between two looks, so that none is evicted. With
-	// more, busy clients that behave lose requests; with fewer, silent clients of which a few leave are never evicted.
+	// more, busy clients that behave lose requests; with fewer, a flood of silent clients lasts if a few leave in turn.
 	closeEnough = 16
 )
 
@@ -110,9 +110,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// acquireSlot waits until there is a slot, with a look every lookPeriod. The looks go on when the next connection waits
-// soon, because otherwise a few clients that leave one by one could keep each wait too short for a look, and the queue
-// long.
+// acquireSlot waits until there is a slot, with a look every lookPeriod. The time of the next look outlives the wait,
+// because otherwise a few clients that leave one by one could keep each wait too short for a look, and the queue long.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -164,7 +163,7 @@ func (l *listener) look() {
 		}
 		l.evictedAt, l.batch = now, 4*evicted
 	}
-	l.closed = 0 // without those that were evicted
+	l.closed = 0 // reset has counted those that were evicted, too
 }
 
 // reset resets a connection, unless it is closed already, and gives its slot back, once. The kernel drops what the
@@ -193,7 +192,7 @@ func (l *listener) wrap(handler http.Handler, draining *atomic.Bool) http.Handle
 			return
 		}
 		control := http.NewResponseController(w)
-		control.SetReadDeadline(time.Now().Add(timeLimits[header])) // no endpoint reads a body
+		control.SetReadDeadline(time.Now().Add(timeLimits[header])) // for a handler that reads the body; none does today
 		handler.ServeHTTP(w, r)
 		// After the handler, net/http would read what is left of the body, or sleep for half a second, and the slot
 		// could not be given to anybody else. So the response is flushed, the body cannot be read any more, and the
@@ -204,7 +203,8 @@ func (l *listener) wrap(handler http.Handler, draining *atomic.Bool) http.Handle
 	})
 }
 
-// census returns how many connections have slots, how many have a request in flight, and when one last changed its phase.
+// census returns how many connections have slots, how many have a request in flight, and when a check last found one in a
+// new phase.
 func (l *listener) census() (open, inFlight int, changed time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -78,34 +78,35 @@ func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
 	t.Parallel()
 	tcp := harness.Listen(t)
 	l := newListener(tcp, 8, slog.New(slog.NewJSONHandler(io.Discard, nil)))
-	var accepted net.Conn
-	accept := func() {
-		harness.Dial(t, tcp.Addr().String())
-		accepted, _ = l.Accept()
-	}
-	acceptWhenOneLeaves := func() {
-		time.AfterFunc(lookPeriod/4, accepted.(*conn).abort)
-		accept()
-	}
 	for i := 0; i < cap(l.slots); i++ {
-		accept()
+		harness.Dial(t, tcp.Addr().String())
+		l.Accept()
+	}
+	acquireWhenOneLeaves := func() {
+		time.AfterFunc(lookPeriod/4, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.closed++
+			<-l.slots
+		})
+		l.acquireSlot()
 	}
 	// Enough leave before a look, so it evicts nobody, although the look before has seen everybody.
 	l.look()
 	l.nextLook = time.Now().Add(time.Hour)
 	for i := 0; i < closeEnough; i++ {
-		acceptWhenOneLeaves()
+		acquireWhenOneLeaves()
 	}
 	skipped := time.Now().Add(time.Second)
 	l.nextLook = skipped
-	accept()
+	l.acquireSlot()
 	if l.evictedAt.Before(skipped.Add(lookPeriod)) || l.closed != 0 {
 		t.Errorf("evicted %v after the look to skip; then %d had closed, want 0", l.evictedAt.Sub(skipped), l.closed)
 	}
 	// So few leave that looks evict, although nobody waits as long as for a look.
 	evictedAt := l.evictedAt
 	for i := 0; i < 100 && l.evictedAt == evictedAt; i++ {
-		acceptWhenOneLeaves()
+		acquireWhenOneLeaves()
 	}
 	if l.evictedAt == evictedAt {
 		t.Error("nobody was evicted while connections waited")

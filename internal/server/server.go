@@ -41,7 +41,7 @@ func (s Server) Run(tcp *net.TCPListener, signals <-chan os.Signal) error {
 	go func() { served <- s.httpServer(l).Serve(l) }()
 
 	select {
-	case err := <-served: // for good, because net/http retries temporary errors itself
+	case err := <-served: // a permanent error, because net/http retries after others
 		s.Log.Error("serving failed", "error", err.Error())
 		return err
 	case sig := <-signals:
@@ -68,8 +68,9 @@ func (s Server) Run(tcp *net.TCPListener, signals <-chan os.Signal) error {
 	return nil
 }
 
-// finish returns when no request is in flight, and no connection open or stopWait over; or at a second signal or the
-// timeout. It says which. It is not http.Server.Shutdown, because that drops a request whose header is still arriving.
+// finish waits until no request is in flight, and either no connection is open or nothing has happened for stopWait; but at
+// most until a second signal or the timeout. It returns why it ended. It is not http.Server.Shutdown, because that drops
+// a request whose header is still arriving.
 func (s Server) finish(l *listener, signals <-chan os.Signal) (reason string) {
 	timeout := time.After(s.ShutdownTimeout)
 	ticker := time.NewTicker(5 * time.Millisecond)

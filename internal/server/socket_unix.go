@@ -15,8 +15,8 @@ func setBuffers(fd uintptr) {
 	syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, socketBuffer)
 }
 
-// delivered reports whether the client's kernel has acknowledged the end of the stream, when the client has ended its
-// stream, too, or whether the connection is gone. Only Linux says, so it is true elsewhere.
+// delivered is called when both ends have ended their streams. It reports whether the client's kernel has acknowledged
+// ours, or the connection is gone. Only Linux says, so it is true elsewhere.
 func delivered(tcp *net.TCPConn) bool {
 	raw, err := tcp.SyscallConn()
 	if err != nil || runtime.GOOS != "linux" {
