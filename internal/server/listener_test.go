@@ -86,8 +86,11 @@ func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
 		time.AfterFunc(lookPeriod/4, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			l.closed++
-			<-l.slots
+			for c := range l.conns {
+				l.reset(c)
+				l.conns[c] = true // the next one
+				return
+			}
 		})
 		l.acquireSlot()
 	}
