@@ -158,7 +158,7 @@ func TestCloseDeliversTheWholeResponse(t *testing.T) {
 		"the client closes its side": func(c client) { c.CloseWrite() },
 		"the client sends more":      func(c client) { go io.WriteString(c, strings.Repeat(request, 5000)) },
 	} {
-		prepare := prepare
+		name, prepare := name, prepare
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, 1)
@@ -172,6 +172,9 @@ func TestCloseDeliversTheWholeResponse(t *testing.T) {
 			}
 			c.Close()
 			harness.WaitFor(t, "the slot", func() bool { return len(s.slots) == 0 })
+			if name != "the client sends more" && s.closed.Load() != 1 {
+				t.Error("look does not know that the client has closed its connection")
+			}
 		})
 	}
 }

@@ -24,13 +24,17 @@ const (
 	socketBuffer   = 6 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
 	// lookPeriod is how long a new connection waits for the first look, and how long others must have waited for their
-	// client to be evicted. With less, busy clients that behave lose requests; with more, floods last longer.
+	// client to be evicted after the first. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
+
+	// firstWait is how long one must have waited to be evicted first, because a thousand clients that behave and connect at
+	// once may need as long until each has sent its request.
+	firstWait = 250 * time.Millisecond
 
 	sweepPeriod = time.Second // how late a time limit may come
 
-	// closeEnough is how many connections must close by themselves between two looks, so that none is evicted. With
-	// more, busy clients that behave lose requests; with fewer, a flood of silent clients lasts if a few leave in turn.
+	// closeEnough is how many clients must close their connections between two looks, so that none is evicted. With more,
+	// busy clients that behave lose requests; with fewer, a few that leave in turn keep the others waiting.
 	closeEnough = 16
 )
 
@@ -67,10 +71,10 @@ type listener struct {
 	slots    chan struct{} // has one element for each open connection
 	waiting  atomic.Bool   // a new connection waits for a slot
 	nextLook time.Time     // used only by Accept
+	closed   atomic.Int32  // connections that their clients have closed since the last look
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
-	closed    int            // how many have closed since the last look
 	batch     int            // how many the next look may evict
 	evictedAt time.Time
 }
@@ -134,24 +138,23 @@ func (l *listener) acquireSlot() {
 	}
 }
 
-// look evicts connections that have waited for lookPeriod, unless enough have closed by themselves: one at first, then
-// up to four times as many as the last time, and one again after a second without evictions. So one new client costs
-// one idle client its connection, and a flood of thousands is soon over.
+// look evicts connections that wait for their clients, unless enough clients have closed theirs: one that has waited for
+// firstWait, then up to four times as many as the last time that have waited for lookPeriod, and one again after a second
+// without evictions. So one new client costs one idle client its connection, and a flood of thousands is soon over.
 func (l *listener) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed >= closeEnough {
-		l.closed = 0
+	if l.closed.Swap(0) >= closeEnough {
 		return
 	}
-	now := time.Now()
+	now, wait := time.Now(), lookPeriod
 	if now.Sub(l.evictedAt) > time.Second {
-		l.batch = 1
+		l.batch, wait = 1, firstWait
 	}
 	evicted := 0
 	for p := idle; p <= sending; p++ {
 		for c := range l.conns {
-			if in, waited := c.check(now); in == p && waited >= lookPeriod && evicted < l.batch {
+			if in, waited := c.check(now); in == p && waited >= wait && evicted < l.batch {
 				l.reset(c)
 				evicted++
 			}
@@ -163,7 +166,6 @@ func (l *listener) look() {
 		}
 		l.evictedAt, l.batch = now, 4*evicted
 	}
-	l.closed = 0 // reset has counted those that were evicted, too
 }
 
 // reset resets a connection, unless it is closed already, and gives its slot back, once. The kernel drops what the
@@ -173,7 +175,6 @@ func (l *listener) reset(c *conn) {
 	c.tcp.Close()
 	if l.conns[c] {
 		delete(l.conns, c)
-		l.closed++
 		<-l.slots
 	}
 }

@@ -57,15 +57,18 @@ func TestLooksEvictFourTimesAsManyEachTime(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, 100)
 	s.dialIdle(t, 60)
-	for i, want := range []int{0, 1, 4, 16, 1} { // the first look only sees them
-		if i == 4 {
+	for i, look := range []struct {
+		after time.Duration
+		want  int
+	}{{0, 0}, {lookPeriod, 0}, {firstWait, 1}, {lookPeriod, 4}, {lookPeriod, 16}, {lookPeriod, 1}} {
+		if i == 5 {
 			s.evictedAt = s.evictedAt.Add(-time.Second)
 		}
 		before := len(s.slots)
-		time.Sleep(lookPeriod)
+		time.Sleep(look.after)
 		s.look()
-		if got := before - len(s.slots); got != want {
-			t.Errorf("look %d evicted %d connections, want %d", i, got, want)
+		if got := before - len(s.slots); got != look.want {
+			t.Errorf("look %d evicted %d connections, want %d", i, got, look.want)
 		}
 	}
 	const warning = "all connection slots are taken; closing connections that complete no requests"
@@ -82,34 +85,20 @@ func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
 		harness.Dial(t, tcp.Addr().String())
 		l.Accept()
 	}
-	acquireWhenOneLeaves := func() {
-		time.AfterFunc(lookPeriod/4, func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			for c := range l.conns {
-				l.reset(c)
-				l.conns[c] = true // the next one
-				return
-			}
-		})
-		l.acquireSlot()
-	}
-	// Enough leave before a look, so it evicts nobody, although the look before has seen everybody.
+	// Enough clients have left before a look, so it evicts nobody, although the look before has seen everybody.
 	l.look()
-	l.nextLook = time.Now().Add(time.Hour)
-	for i := 0; i < closeEnough; i++ {
-		acquireWhenOneLeaves()
-	}
-	skipped := time.Now().Add(time.Second)
-	l.nextLook = skipped
+	time.Sleep(firstWait)
+	l.closed.Store(closeEnough)
+	skipped := time.Now()
 	l.acquireSlot()
-	if l.evictedAt.Before(skipped.Add(lookPeriod)) || l.closed != 0 {
-		t.Errorf("evicted %v after the look to skip; then %d had closed, want 0", l.evictedAt.Sub(skipped), l.closed)
+	if l.evictedAt.Before(skipped.Add(2 * lookPeriod)) {
+		t.Errorf("evicted after %v, want after the second look", l.evictedAt.Sub(skipped))
 	}
-	// So few leave that looks evict, although nobody waits as long as for a look.
+	// Looks evict although nobody waits as long as for one, because clients leave one by one.
 	evictedAt := l.evictedAt
 	for i := 0; i < 100 && l.evictedAt == evictedAt; i++ {
-		acquireWhenOneLeaves()
+		time.AfterFunc(lookPeriod/4, func() { <-l.slots })
+		l.acquireSlot()
 	}
 	if l.evictedAt == evictedAt {
 		t.Error("nobody was evicted while connections waited")
@@ -148,7 +137,7 @@ func TestWhatIsEvicted(t *testing.T) {
 					c.receive(t)
 				}
 				s.waitFor(t, 1, test.phase)
-				time.Sleep(time.Duration(look) * lookPeriod)
+				time.Sleep(time.Duration(look) * firstWait)
 				s.look()
 				if evicted := len(s.slots) == 0; evicted != (test.evicted && look == 1) {
 					t.Errorf("look %d: evicted: got %t", look, evicted)
