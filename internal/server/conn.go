@@ -21,7 +21,7 @@ const (
 // the connection, which could destroy the response.
 const (
 	lingerBytes         = 256 << 10 // net/http reads as much of a body
-	lingerBytesWhenFull = 8 << 10  // the same, while a new connection waits for a slot
+	lingerBytesWhenFull = 8 << 10   // the same, while a new connection waits for a slot
 
 	// Before the reset, nothing is read for a moment, because a proxy that can send no more of a large body looks for the
 	// response. Net/http waits as long.
