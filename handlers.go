@@ -92,8 +92,8 @@ type errorResponse struct {
 	Path    string `json:"path"`
 }
 
-// handler makes the response to a GET or HEAD that was received at the time now. It is encoded as JSON; net/http leaves out
-// the body for HEAD.
+// handler makes the response to a GET or HEAD that was received at the time now. The response is encoded as JSON. For HEAD,
+// net/http leaves out the body.
 type handler func(r *http.Request, now time.Time) (status int, response any)
 
 // service is the http.Handler. It finds the endpoint of the request's path, answers and logs.
@@ -237,8 +237,8 @@ func (b *jsonBody) encode(v any) {
 	}
 }
 
-// logRequest logs a 500 at ERROR, health checks at DEBUG, also those that fail because the service stops, and all else
-// at INFO.
+// logRequest logs a 500 at ERROR, health checks at DEBUG, and all else at INFO. Health checks that fail because the service
+// stops are at DEBUG, too.
 func (s *service) logRequest(r *http.Request, status, written int, received time.Time) {
 	level := slog.LevelInfo
 	switch {

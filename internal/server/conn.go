@@ -48,7 +48,7 @@ var timeLimits = [...]time.Duration{
 	idle:    620 * time.Second, // longer than load balancers keep theirs, usually 60 or 600 s
 	header:  5 * time.Second,   // which clients send at once
 	closing: 10 * time.Second,
-	sending: 5 * time.Second, // a few KB; less than a stop waits by default
+	sending: 5 * time.Second, // for a few KB; less than a stop waits by default
 	working: math.MaxInt64,
 }
 
@@ -64,7 +64,7 @@ type conn struct {
 	since   time.Time // the first check that found it so
 
 	// For Read.
-	received    bytes.Buffer // from the client, and not yet returned
+	received    bytes.Buffer // from the client, and not yet given to net/http
 	size, lines int          // of the header that arrives: its bytes; its complete lines, with the request line
 	inLine      bool         // its next line has begun
 }

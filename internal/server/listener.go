@@ -23,12 +23,12 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 6 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// lookPeriod is how long a new connection waits for the first look, and how long others must have waited for their
-	// client to be evicted after the first. With less, busy clients that behave lose requests; with more, floods last longer.
+	// lookPeriod is how long a new connection waits for a look, and how long the others must have waited for their clients
+	// so that a look may evict them. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
 
-	// firstWait is how long one must have waited to be evicted first, because a thousand clients that behave and connect at
-	// once may need as long until each has sent its request.
+	// firstWait is how long the connection that is evicted first must have waited. If a thousand clients that behave connect
+	// at once, a slow machine needs nearly as long until all have sent their requests.
 	firstWait = 250 * time.Millisecond
 
 	sweepPeriod = time.Second // how late a time limit may come
@@ -138,9 +138,10 @@ func (l *listener) acquireSlot() {
 	}
 }
 
-// look evicts connections that wait for their clients, unless enough clients have closed theirs: one that has waited for
-// firstWait, then up to four times as many as the last time that have waited for lookPeriod, and one again after a second
-// without evictions. So one new client costs one idle client its connection, and a flood of thousands is soon over.
+// look evicts connections that wait for their clients, unless enough clients have closed theirs. At first, it evicts one
+// that has waited for firstWait. Each further look evicts up to four times as many as the last, which must have waited for
+// lookPeriod. After a second without evictions, it begins with one again. So one new client costs one idle client its
+// connection, and a flood of thousands is soon over.
 func (l *listener) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -58,14 +58,17 @@ func TestLooksEvictFourTimesAsManyEachTime(t *testing.T) {
 	s := startServer(t, 100)
 	s.dialIdle(t, 60)
 	for i, look := range []struct {
-		after time.Duration
-		want  int
-	}{{0, 0}, {lookPeriod, 0}, {firstWait, 1}, {lookPeriod, 4}, {lookPeriod, 16}, {lookPeriod, 1}} {
-		if i == 5 {
+		waited time.Duration // all connections, for their clients
+		want   int
+	}{{firstWait / 2, 0}, {firstWait, 1}, {lookPeriod, 4}, {lookPeriod, 16}, {firstWait, 1}} {
+		if i == 4 {
 			s.evictedAt = s.evictedAt.Add(-time.Second)
 		}
 		before := len(s.slots)
-		time.Sleep(look.after)
+		for c := range s.conns {
+			c.check(time.Now())
+			c.since = time.Now().Add(-look.waited)
+		}
 		s.look()
 		if got := before - len(s.slots); got != look.want {
 			t.Errorf("look %d evicted %d connections, want %d", i, got, look.want)

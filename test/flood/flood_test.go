@@ -137,8 +137,8 @@ func TestHonestClients(t *testing.T) {
 	}
 }
 
-// halfProcessor is docker run's option for half a processor where bare net/http answers 5,000 connections in 0.6 s with
-// that. On a slower machine it is for more, up to a whole one.
+// halfProcessor returns the option of docker run for half a processor. The limits of the attacks are for a machine on which
+// bare net/http answers 5,000 connections in 0.6 s with that. On a slower one, the option is for more, up to a whole one.
 func halfProcessor(t *testing.T) string {
 	t.Helper()
 	_, address := start(t, append(buildFloor(t), "--cpus=0.5")...)
