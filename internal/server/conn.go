@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -188,9 +189,10 @@ func (c *conn) linger() {
 	for _, n := range []int64{lingerBytesWhenFull, lingerBytes - lingerBytesWhenFull} {
 		_, err := io.CopyN(io.Discard, c.tcp, n)
 		// A client that has closed its end early, as nc does, may still read. If its slot were free before, thousands
-		// that do not read could fill the kernel's memory.
-		for err == io.EOF && !delivered(c.tcp) {
-			time.Sleep(20 * time.Millisecond) // polls, because the kernel does not report acknowledgements
+		// that do not read could fill the kernel's memory. When both ends are closed and the client has everything,
+		// Linux says that there is no connection to close. Other systems do not tell.
+		for err == io.EOF && runtime.GOOS == "linux" && c.tcp.CloseWrite() == nil {
+			time.Sleep(20 * time.Millisecond)
 			_, err = c.tcp.Read(make([]byte, 1))
 		}
 		if err == io.EOF {

@@ -54,12 +54,20 @@ func MaxConnections(memory, files *int64) int {
 // Listen listens like net.Listen, with small kernel buffers. They are set before the first client connects, because
 // clients send before Accept returns.
 func Listen(network, address string) (*net.TCPListener, error) {
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return raw.Control(setBuffers) }}
+	config := net.ListenConfig{Control: func(_, _ string, socket syscall.RawConn) error {
+		return socket.Control(func(fd uintptr) { setBuffers(syscall.SetsockoptInt, fd) })
+	}}
 	listener, err := config.Listen(context.Background(), network, address)
 	if err != nil {
 		return nil, err
 	}
 	return listener.(*net.TCPListener), nil
+}
+
+// setBuffers has a type parameter because a socket is an int for syscall.SetsockoptInt, but a Handle on Windows.
+func setBuffers[Socket ~int | ~uintptr](setOption func(s Socket, level, option, value int) error, fd uintptr) {
+	setOption(Socket(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, socketBuffer)
+	setOption(Socket(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, socketBuffer)
 }
 
 // listener is a TCP listener with a bounded number of slots, one for each open connection. When all slots
