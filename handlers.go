@@ -26,8 +26,6 @@ const (
 	// maxRepeated bounds, in bytes, each part of a request that a response or a log line repeats, because both
 	// stay in memory until they are read. Encoded, it can be six times as long.
 	maxRepeated = 1 << 10
-
-	timeLayout = "2006-01-02T15:04:05.000Z07:00" // RFC 3339 with milliseconds
 )
 
 // infoResponse answers GET /.
@@ -60,7 +58,7 @@ type systemInfo struct {
 type runtimeInfo struct {
 	UptimeSeconds int64  `json:"uptime_seconds"`
 	UptimeHuman   string `json:"uptime_human"`
-	CurrentTime   string `json:"current_time"` // in timeLayout
+	CurrentTime   string `json:"current_time"` // RFC 3339 with milliseconds
 	Timezone      string `json:"timezone"`
 }
 
@@ -81,7 +79,7 @@ type endpoint struct {
 // healthResponse answers GET /health.
 type healthResponse struct {
 	Status        string `json:"status"`    // healthy or draining
-	Timestamp     string `json:"timestamp"` // in timeLayout, UTC
+	Timestamp     string `json:"timestamp"` // RFC 3339 with milliseconds, in UTC
 	UptimeSeconds int64  `json:"uptime_seconds"`
 }
 
@@ -100,17 +98,16 @@ type handler func(r *http.Request, now time.Time) (status int, response any)
 type service struct {
 	log       *slog.Logger
 	version   string
-	now       func() time.Time
+	now       func() time.Time // in the time zone of the response to GET /
 	start     time.Time
-	location  *time.Location // of the time in GET /
 	system    systemInfo
 	endpoints []endpoint
 	draining  atomic.Bool // set when the service is told to stop
 }
 
 // newService returns a service without endpoints that starts now.
-func newService(log *slog.Logger, version string, now func() time.Time, location *time.Location, system systemInfo) *service {
-	return &service{log: log, version: version, now: now, start: now(), location: location, system: system}
+func newService(log *slog.Logger, version string, now func() time.Time, system systemInfo) *service {
+	return &service{log: log, version: version, now: now, start: now(), system: system}
 }
 
 // handle makes h the handler of path. It must be called before the service serves requests.
@@ -120,16 +117,15 @@ func (s *service) handle(path, description string, h handler) {
 
 // info answers GET /.
 func (s *service) info(r *http.Request, now time.Time) (int, any) {
-	local := now.In(s.location)
-	timezone := s.location.String()
-	if s.location == time.Local {
-		timezone, _ = local.Zone() // the abbreviation, because the system's zone has no name
+	timezone := now.Location().String()
+	if timezone == "Local" {
+		timezone, _ = now.Zone() // the abbreviation, because the system's zone has no name
 	}
 	uptime := now.Sub(s.start)
 	return http.StatusOK, infoResponse{
 		Service: serviceInfo{serviceName, s.version, "DevOps course info service", "Go net/http"},
 		System:  s.system,
-		Runtime: runtimeInfo{int64(uptime / time.Second), formatUptime(uptime), local.Format(timeLayout), timezone},
+		Runtime: runtimeInfo{int64(uptime / time.Second), formatUptime(uptime), formatTime(now), timezone},
 		Request: requestInfo{
 			ClientIP:  clientIP(r),
 			UserAgent: excerpt(r.UserAgent()),
@@ -146,47 +142,44 @@ func (s *service) health(_ *http.Request, now time.Time) (int, any) {
 	if s.draining.Load() {
 		status, word = http.StatusServiceUnavailable, "draining"
 	}
-	return status, healthResponse{word, now.UTC().Format(timeLayout), int64(now.Sub(s.start) / time.Second)}
+	return status, healthResponse{word, formatTime(now.UTC()), int64(now.Sub(s.start) / time.Second)}
 }
 
 // ServeHTTP answers and logs every request.
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := s.now()
-	response := bodies.Get().(*jsonBody)
-	defer bodies.Put(response)
-	status := s.respond(response, r, received)
-	body := response.buffer.Bytes()
+	body := bodies.Get().(*bytes.Buffer)
+	defer bodies.Put(body)
+	status := s.respond(body, r, received)
 
 	header := w.Header()
-	header["Content-Type"], header["Cache-Control"] = contentType, noStore
-	if len(body) > 2<<10 || r.ContentLength != 0 {
+	header.Set("Content-Type", "application/json") // without a charset: RFC 8259, section 11
+	header.Set("Cache-Control", "no-store")
+	if body.Len() > 2<<10 || r.ContentLength != 0 {
 		// Net/http does it itself, in less time, for a body that fits its buffer; but not if internal/server flushes
 		// the response, as it does after a request with a body.
-		header.Set("Content-Length", strconv.Itoa(len(body)))
+		header.Set("Content-Length", strconv.Itoa(body.Len()))
 	}
 	if status == http.StatusMethodNotAllowed {
 		header.Set("Allow", "GET, HEAD")
 	}
 	w.WriteHeader(status)
-	written, _ := w.Write(body) // into net/http's buffer; it fails if the client has disconnected
+	written, _ := w.Write(body.Bytes()) // into net/http's buffer; it fails if the client has disconnected
 	if r.Method == http.MethodHead {
 		written = 0 // net/http has counted the body but not sent it
 	}
 	s.logRequest(r, status, written, received)
 }
 
-// Header fields of every response, which Header.Set would allocate for each.
-var (
-	contentType = []string{"application/json"} // without a charset: RFC 8259, section 11
-	noStore     = []string{"no-store"}
-)
+// bodies are used again, because they would be most of the handlers' garbage otherwise.
+var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // respond writes the body of the response and returns its status. A panic becomes a 500, unless it is
 // http.ErrAbortHandler, which means that the connection is to end.
-func (s *service) respond(body *jsonBody, r *http.Request, now time.Time) (status int) {
+func (s *service) respond(body *bytes.Buffer, r *http.Request, now time.Time) (status int) {
 	path := requestPath(r)
 	fail := func(status int, message string) int {
-		body.encode(errorResponse{http.StatusText(status), message, path})
+		encode(body, errorResponse{http.StatusText(status), message, path})
 		return status
 	}
 	defer func() {
@@ -209,30 +202,18 @@ func (s *service) respond(body *jsonBody, r *http.Request, now time.Time) (statu
 			return fail(http.StatusMethodNotAllowed, excerpt(r.Method)+" is not allowed here; use GET or HEAD.")
 		}
 		status, response := e.handler(r, now)
-		body.encode(response)
+		encode(body, response)
 		return status
 	}
 	return fail(http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
 
-// jsonBody is the body of a response: one line of JSON.
-type jsonBody struct {
-	buffer  bytes.Buffer
-	encoder *json.Encoder
-}
-
-// bodies are used again, because they would be most of the handlers' garbage otherwise.
-var bodies = sync.Pool{New: func() any {
-	b := new(jsonBody)
-	b.encoder = json.NewEncoder(&b.buffer)
-	b.encoder.SetEscapeHTML(false) // JSON does not need it, and a client would get six bytes for one
-	return b
-}}
-
-// encode makes v the body. It panics if it cannot, because only a programming error causes that.
-func (b *jsonBody) encode(v any) {
-	b.buffer.Reset()
-	if err := b.encoder.Encode(v); err != nil {
+// encode makes v the body, one line of JSON. It panics if it cannot, because only a programming error causes that.
+func encode(body *bytes.Buffer, v any) {
+	body.Reset()
+	encoder := json.NewEncoder(body)
+	encoder.SetEscapeHTML(false) // JSON does not need it, and a client would get six bytes for one
+	if err := encoder.Encode(v); err != nil {
 		panic(err)
 	}
 }
@@ -297,6 +278,13 @@ func requestPath(r *http.Request) string {
 // becomes one U+FFFD.
 func excerpt(s string) string {
 	return strings.ToValidUTF8(s[:min(len(s), maxRepeated)], "\ufffd")
+}
+
+// formatTime writes a time as RFC 3339 with milliseconds. Package time is slower with a layout of one's own.
+func formatTime(t time.Time) string {
+	text := t.Format(time.RFC3339)
+	milliseconds := strconv.Itoa(1000 + t.Nanosecond()/1e6)[1:] // with leading zeros
+	return text[:19] + "." + milliseconds + text[19:]
 }
 
 // formatUptime names the two largest units of d that are not zero, such as "1 hour, 3 minutes". Less

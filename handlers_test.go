@@ -34,9 +34,9 @@ type testServer struct {
 var startTime = time.Date(2024, 2, 29, 23, 30, 0, 123456789, time.UTC)
 
 // newTestService returns the service with the endpoints that main.go gives it.
-func newTestService(log io.Writer, now func() time.Time, location *time.Location, system systemInfo) *service {
+func newTestService(log io.Writer, now func() time.Time, system systemInfo) *service {
 	logger := slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	svc := newService(logger, version, now, location, system)
+	svc := newService(logger, version, now, system)
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 	return svc
@@ -52,10 +52,9 @@ func startServer(t testing.TB, timezone string) *testServer {
 	listener := harness.Listen(t)
 	s := &testServer{address: listener.Addr().String(), log: &harness.Buffer{}}
 	clock := func() time.Time {
-		// In a zone of its own, so that a response in UTC or in another zone shows a conversion.
-		return startTime.Add(time.Duration(s.uptime.Load())).In(time.FixedZone("test", 3600))
+		return startTime.Add(time.Duration(s.uptime.Load())).In(location)
 	}
-	svc := newTestService(s.log, clock, location, newSystemInfo(os.DirFS("/"), platform.Limits{}))
+	svc := newTestService(s.log, clock, newSystemInfo(os.DirFS("/"), platform.Limits{}))
 	signals := make(chan os.Signal)
 	stopped := make(chan error)
 	go func() {
@@ -209,7 +208,7 @@ func TestInfoDescribesServiceSystemAndRequest(t *testing.T) {
 func TestInfoTellsTheContainersLimits(t *testing.T) {
 	t.Parallel()
 	cpus, memory := 0.5, int64(64<<20)
-	svc := newTestService(io.Discard, time.Now, time.UTC, systemInfo{CPULimit: &cpus, MemoryLimit: &memory})
+	svc := newTestService(io.Discard, time.Now, systemInfo{CPULimit: &cpus, MemoryLimit: &memory})
 	recorder := httptest.NewRecorder()
 	svc.ServeHTTP(recorder, httptest.NewRequest("GET", "/", nil))
 	if want := `"cpu_limit":0.5,"memory_limit_bytes":67108864}`; !strings.Contains(recorder.Body.String(), want) {
@@ -267,7 +266,7 @@ func TestPanicIsLoggedAndTheServiceGoesOn(t *testing.T) {
 	logged := &harness.Buffer{}
 	var elapsed atomic.Int64 // nanoseconds
 	clock := func() time.Time { return startTime.Add(time.Duration(elapsed.Load())) }
-	svc := newTestService(logged, clock, time.UTC, systemInfo{})
+	svc := newTestService(logged, clock, systemInfo{})
 	svc.handle("/broken", "Panics", func(*http.Request, time.Time) (int, any) {
 		elapsed.Store(int64(12_345 * time.Microsecond))
 		panic("it is broken")
@@ -308,7 +307,7 @@ func TestTimesAreInTheConfiguredZone(t *testing.T) {
 	for _, test := range []struct{ timezone, name, now string }{
 		{"Asia/Tokyo", "Asia/Tokyo", "2024-03-01T08:30:00.123+09:00"},
 		{"America/St_Johns", "America/St_Johns", "2024-02-29T20:00:00.123-03:30"},
-		{"Local", abbreviation, local.Format(timeLayout)},
+		{"Local", abbreviation, local.Format("2006-01-02T15:04:05.000Z07:00")},
 	} {
 		t.Run("TZ="+test.timezone, func(t *testing.T) {
 			s := startServer(t, test.timezone)
@@ -349,7 +348,7 @@ func TestUptime(t *testing.T) {
 
 func TestClientIP(t *testing.T) {
 	t.Parallel()
-	svc := newTestService(io.Discard, time.Now, time.UTC, systemInfo{})
+	svc := newTestService(io.Discard, time.Now, systemInfo{})
 	for remote, want := range map[string]string{
 		"192.0.2.7:1234":            "192.0.2.7",
 		"[2001:db8::1]:1234":        "2001:db8::1",
@@ -454,7 +453,7 @@ func FuzzHandler(f *testing.F) {
 	} {
 		f.Add(seed[0], seed[1], seed[2], seed[3])
 	}
-	svc := newTestService(io.Discard, time.Now, time.UTC, newSystemInfo(fstest.MapFS{}, platform.Limits{}))
+	svc := newTestService(io.Discard, time.Now, newSystemInfo(fstest.MapFS{}, platform.Limits{}))
 	f.Fuzz(func(t *testing.T, method, target, userAgent, remote string) {
 		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(
 			method + " " + target + " HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + userAgent + "\r\n\r\n")))
@@ -478,7 +477,7 @@ func FuzzHandler(f *testing.F) {
 
 // BenchmarkHandler is one request through the whole handler, its log line included.
 func BenchmarkHandler(b *testing.B) {
-	svc := newTestService(io.Discard, time.Now, time.UTC, newSystemInfo(os.DirFS("/"), platform.Limits{}))
+	svc := newTestService(io.Discard, time.Now, newSystemInfo(os.DirFS("/"), platform.Limits{}))
 	for _, path := range []string{"/", "/health"} {
 		b.Run("path="+path, func(b *testing.B) {
 			request := httptest.NewRequest("GET", path, nil)

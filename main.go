@@ -7,7 +7,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -132,13 +131,14 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 		// Go reads TZ when time.Local is first used, and takes an empty one for UTC instead of the system's zone.
 		os.Unsetenv("TZ")
 	}
+	time.Local = cfg.Location // the zone of time.Now, because Go does not read TZ on Windows
 	level := slog.LevelInfo
 	if cfg.Debug {
 		level = slog.LevelDebug
 	}
-	log := slog.New(zoned{slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}), cfg.Location})
+	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}))
 
-	svc := newService(log, version, time.Now, cfg.Location, newSystemInfo(root, limits))
+	svc := newService(log, version, time.Now, newSystemInfo(root, limits))
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 
@@ -166,17 +166,6 @@ func advice(err error) string {
 		return ""
 	}
 	return "; choose another PORT, such as 8080"
-}
-
-// zoned writes the log's times in a location, because Go does not read TZ on Windows.
-type zoned struct {
-	slog.Handler
-	location *time.Location
-}
-
-func (z zoned) Handle(ctx context.Context, record slog.Record) error {
-	record.Time = record.Time.In(z.location)
-	return z.Handler.Handle(ctx, record)
 }
 
 // versionLine is what -version prints.
