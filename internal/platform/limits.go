@@ -20,22 +20,13 @@ type Limits struct {
 	Files  *int64   // file descriptors
 }
 
-// MaxProcs is the value of GOMAXPROCS that fits the limit: the limit rounded up, at least 1 and at
-// most current.
-func (l Limits) MaxProcs(current int) int {
-	if l.CPUs == nil || *l.CPUs >= float64(current) {
-		return current
-	}
-	return max(1, int(math.Ceil(*l.CPUs)))
-}
-
 // TuneRuntime makes the Go runtime keep to the limits, because Go 1.21 sees those of the machine. A
 // true argument keeps what the user has set by GOMAXPROCS or GOMEMLIMIT, which the runtime reads itself.
 func (l Limits) TuneRuntime(keepProcs, keepMemory bool) {
-	if !keepProcs {
+	if !keepProcs && l.CPUs != nil {
 		// More threads would use up the limit early in each 100 ms, and the kernel would then pause the
 		// process until the next.
-		runtime.GOMAXPROCS(l.MaxProcs(runtime.GOMAXPROCS(0)))
+		runtime.GOMAXPROCS(int(min(math.Ceil(*l.CPUs), float64(runtime.GOMAXPROCS(0)))))
 	}
 	if !keepMemory && l.Memory != nil {
 		// Otherwise the heap would grow until the container is killed for its memory. The rest is for

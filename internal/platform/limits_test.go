@@ -3,6 +3,7 @@ package platform
 import (
 	"fmt"
 	"io/fs"
+	"runtime"
 	"testing"
 	"testing/fstest"
 )
@@ -109,15 +110,19 @@ func show[T int64 | float64](limit *T) string {
 	return fmt.Sprint(*limit)
 }
 
-func TestMaxProcs(t *testing.T) {
-	t.Parallel()
-	for cpus, want := range map[float64]int{0.1: 1, 1: 1, 1.01: 2, 2.5: 3, 8: 8, 64: 8} {
-		if got := (Limits{CPUs: &cpus}).MaxProcs(8); got != want {
-			t.Errorf("a limit of %v CPUs: got %d of 8, want %d", cpus, got, want)
+func TestTuneRuntime(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for cpus, want := range map[float64]int{0.1: 1, 1: 1, 1.01: 2, 2.5: 3, 8: 8, 1e15: 8} {
+		for _, keep := range []bool{false, true} {
+			runtime.GOMAXPROCS(8)
+			if keep {
+				want = 8
+			}
+			Limits{CPUs: &cpus}.TuneRuntime(keep, true)
+			if got := runtime.GOMAXPROCS(0); got != want {
+				t.Errorf("a limit of %v CPUs, kept %t: got %d threads of 8, want %d", cpus, keep, got, want)
+			}
 		}
-	}
-	if got := (Limits{}).MaxProcs(8); got != 8 {
-		t.Errorf("no limit: got %d of 8, want 8", got)
 	}
 }
 

@@ -75,11 +75,11 @@ func setBuffers[Socket ~int | ~uintptr](setOption func(s Socket, level, option, 
 // connections that wait for their clients are evicted.
 type listener struct {
 	*net.TCPListener
-	log      *slog.Logger
-	slots    chan struct{} // has one element for each open connection
-	waiting  atomic.Bool   // a new connection waits for a slot
-	nextLook time.Time     // used only by Accept
-	closed   atomic.Int32  // connections that their clients have closed since the last look
+	log     *slog.Logger
+	slots   chan struct{}    // has one element for each open connection
+	waiting atomic.Bool      // a new connection waits for a slot
+	looks   <-chan time.Time // receives when the next look may be; used only by Accept
+	closed  atomic.Int32     // connections that their clients have closed since the last look
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
@@ -88,7 +88,9 @@ type listener struct {
 }
 
 func newListener(tcp *net.TCPListener, slots int, log *slog.Logger) *listener {
-	return &listener{TCPListener: tcp, log: log, slots: make(chan struct{}, slots), conns: map[*conn]bool{}}
+	return &listener{
+		TCPListener: tcp, log: log, slots: make(chan struct{}, slots), looks: time.After(0), conns: map[*conn]bool{},
+	}
 }
 
 // sweep ends the connections that have reached the time limit of their phase, every sweepPeriod from now on.
@@ -122,8 +124,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// acquireSlot waits until there is a slot, with a look every lookPeriod. The time of the next look outlives the wait,
-// because otherwise a few clients that leave one by one could keep each wait too short for a look, and the queue long.
+// acquireSlot waits until there is a slot, and looks every lookPeriod. That includes earlier waits, because otherwise a few
+// clients that leave one by one could keep each wait too short for a look, and the queue long.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -132,16 +134,13 @@ func (l *listener) acquireSlot() {
 	}
 	l.waiting.Store(true)
 	defer l.waiting.Store(false)
-	if time.Now().After(l.nextLook) {
-		l.nextLook = time.Now().Add(lookPeriod)
-	}
 	for {
 		select {
 		case l.slots <- struct{}{}:
 			return
-		case <-time.After(time.Until(l.nextLook)):
+		case <-l.looks:
 			l.look()
-			l.nextLook = time.Now().Add(lookPeriod)
+			l.looks = time.After(lookPeriod)
 		}
 	}
 }
