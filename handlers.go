@@ -153,8 +153,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	status := s.respond(body, r, received)
 
 	header := w.Header()
-	header.Set("Content-Type", "application/json") // without a charset: RFC 8259, section 11
-	header.Set("Cache-Control", "no-store")
+	header["Content-Type"], header["Cache-Control"] = contentType, noStore
 	if body.Len() > 2<<10 || r.ContentLength != 0 {
 		// Net/http does it itself, in less time, for a body that fits its buffer; but not if internal/server flushes
 		// the response, as it does after a request with a body.
@@ -171,8 +170,12 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.logRequest(r, status, written, received)
 }
 
-// bodies are used again, because they would be most of the handlers' garbage otherwise.
-var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+// What responses share, because it would be most of the handlers' garbage otherwise.
+var (
+	contentType = []string{"application/json"} // without a charset: RFC 8259, section 11
+	noStore     = []string{"no-store"}
+	bodies      = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+)
 
 // respond writes the body of the response and returns its status. A panic becomes a 500, unless it is
 // http.ErrAbortHandler, which means that the connection is to end.
