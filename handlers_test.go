@@ -402,7 +402,7 @@ func TestRunServesBothEndpointsUntilItIsToldToStop(t *testing.T) {
 	stdout := &harness.Buffer{}
 	code := make(chan int)
 	go func() {
-		getenv := func(name string) string { return map[string]string{"PORT": "0", "TZ": "UTC"}[name] }
+		getenv := func(name string) string { return map[string]string{"PORT": "0"}[name] }
 		code <- run(nil, getenv, stdout, io.Discard, signals)
 	}()
 	address := "127.0.0.1:" + harness.WaitForPort(t, stdout)

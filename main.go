@@ -127,11 +127,12 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
-	if cfg.Location == time.Local {
+	if cfg.Location != time.Local {
+		time.Local = cfg.Location // because Go does not read TZ on Windows
+	} else {
 		// Go reads TZ when time.Local is first used, and takes an empty one for UTC instead of the system's zone.
 		os.Unsetenv("TZ")
 	}
-	time.Local = cfg.Location // the zone of time.Now, because Go does not read TZ on Windows
 	level := slog.LevelInfo
 	if cfg.Debug {
 		level = slog.LevelDebug
