@@ -68,6 +68,71 @@ func TestHeaderLimits(t *testing.T) {
 	}
 }
 
+// What a client has sent decides how long it may wait, whether a stop waits for it, and whether it is evicted.
+func TestPhases(t *testing.T) {
+	t.Parallel()
+	const body, endless = "Content-Length: 10\r\n\r\n", 1000 * time.Hour
+	of := [...]struct {
+		limit             time.Duration
+		inFlight, evicted bool
+	}{
+		idle: {620 * time.Second, false, true}, header: {5 * time.Second, true, true}, closing: {10 * time.Second, false, true},
+		sending: {5 * time.Second, true, true}, working: {endless, true, false},
+	}
+	for name, test := range map[string]struct {
+		sent  string
+		phase phase
+	}{
+		"nothing":                          {"", idle},
+		"a request":                        {request, idle},
+		"a stray empty line":               {request + "\r\n", idle},
+		"stray empty lines":                {request + "\r\n\n\r\n", closing}, // net/http refuses four bytes
+		"two bytes of a header":            {"GE", header},                    // which are nothing to net/http
+		"half a header":                    {harness.HalfRequest, header},
+		"half a header behind a request":   {request + harness.HalfRequest, header},
+		"a header that is too large":       {harness.LargeRequest(maxHeaderBytes + 1), closing},
+		"a request that is handled":        {slowRequest, working},
+		"a request for much":               {"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", sending},
+		"no body":                          {postHeader + body, closing},
+		"half a body":                      {postHeader + body + "half", closing},
+		"a chunk without an end":           {postHeader + "Transfer-Encoding: chunked\r\n\r\nff\r\nhalf\n", closing},
+		"no body behind an unknown Expect": {postHeader + "Expect: x\r\n" + body, sending},
+	} {
+		test, want := test, of[test.phase]
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			send := func() *testServer {
+				s := startServer(t, 1)
+				c := s.dial(t)
+				c.SetReadBuffer(1) // the least there is
+				harness.Write(t, c, test.sent)
+				s.waitFor(t, 1, test.phase)
+				return s
+			}
+			s := send()
+			if _, inFlight, _ := s.census(); inFlight == 1 != want.inFlight {
+				t.Errorf("got %d requests in flight", inFlight)
+			}
+			s.waited(want.limit - time.Second/2)
+			s.sweep()
+			time.Sleep(50 * time.Millisecond)
+			s.waitFor(t, 1, test.phase)
+			if want.limit != endless {
+				s.waited(want.limit)
+				s.sweep()
+				s.waitFor(t, 0, test.phase)
+			}
+
+			s = send()
+			s.waited(firstWait)
+			s.look()
+			if evicted := len(s.slots) == 0; evicted != want.evicted {
+				t.Errorf("evicted: got %t", evicted)
+			}
+		})
+	}
+}
+
 // When a Read fails, net/http takes what it has of a line for the whole line, which it would refuse, too.
 func TestHalfALineIsRefusedOnce(t *testing.T) {
 	t.Parallel()

@@ -65,10 +65,7 @@ func TestLooksEvictFourTimesAsManyEachTime(t *testing.T) {
 			s.evictedAt = s.evictedAt.Add(-time.Second)
 		}
 		before := len(s.slots)
-		for c := range s.conns {
-			c.check(time.Now())
-			c.since = time.Now().Add(-look.waited)
-		}
+		s.waited(look.waited)
 		s.look()
 		if got := before - len(s.slots); got != look.want {
 			t.Errorf("look %d evicted %d connections, want %d", i, got, look.want)
@@ -108,49 +105,20 @@ func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
 	}
 }
 
-// What the client cannot make go on is spared, whatever it looks like.
-func TestWhatIsEvicted(t *testing.T) {
+func TestRequestsSpareAConnectionAndBytesDoNot(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct {
-		sent    string
-		phase   phase
-		more    string // sent between the two looks
-		evicted bool
-	}{
-		"silent":                       {"", idle, "", true},
-		"idle after a request":         {request, idle, "", true},
-		"idle, with a request between": {request, idle, request, false},
-		"the end of a line":            {"\r", idle, "", true},
-		"half a header, one byte more": {harness.HalfRequest, header, "h", true},
-		"in its handler":               {slowRequest, working, "", false},
-		"a response that nobody reads": {"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n", sending, "", true},
-		"a body that does not come":    {postHeader + "Content-Length: 10\r\n\r\n", closing, "", true},
-		"an unknown expectation":       {postHeader + "Expect: x\r\nContent-Length: 10\r\n\r\n", sending, "", true},
-		"a header that is too large":   {harness.LargeRequest(maxHeaderBytes + 1), closing, "", true},
-	} {
-		test := test
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := startServer(t, 1)
-			c := s.dial(t)
-			c.SetReadBuffer(1) // the least there is
-			for look, sent := range []string{test.sent, test.more} {
-				harness.Write(t, c, sent)
-				if sent == request {
-					c.receive(t)
-				}
-				s.waitFor(t, 1, test.phase)
-				time.Sleep(time.Duration(look) * firstWait)
-				s.look()
-				if evicted := len(s.slots) == 0; evicted != (test.evicted && look == 1) {
-					t.Errorf("look %d: evicted: got %t", look, evicted)
-				}
-			}
-			if test.evicted && test.phase <= header { // the other clients have something to read first
-				harness.WaitFor(t, "the reset", func() bool { return harness.Closed(c) })
-			}
-		})
-	}
+	s := startServer(t, 2)
+	busy, slow := s.dial(t), s.dial(t)
+	busy.get(t)
+	harness.Write(t, slow, harness.HalfRequest)
+	s.waitFor(t, 1, header)
+	s.look()
+	time.Sleep(firstWait)
+	busy.get(t)
+	harness.Write(t, slow, "h")
+	s.look()
+	harness.WaitFor(t, "the reset", func() bool { return harness.Closed(slow) })
+	busy.get(t)
 }
 
 func TestResponsesCloseConnectionsOnlyWhileSomebodyWaits(t *testing.T) {
