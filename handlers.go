@@ -155,8 +155,8 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header["Content-Type"], header["Cache-Control"] = contentType, noStore
 	if body.Len() > 2<<10 || r.ContentLength != 0 {
-		// Net/http does it itself, in less time, for a body that fits its buffer; but not if internal/server flushes
-		// the response, as it does after a request with a body.
+		// If the body fits its buffer, net/http sets it itself, in less time; but not if the response is flushed, as
+		// internal/server does it after a request with a body.
 		header.Set("Content-Length", strconv.Itoa(body.Len()))
 	}
 	if status == http.StatusMethodNotAllowed {
@@ -170,7 +170,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.logRequest(r, status, written, received)
 }
 
-// What responses share, because it would be most of the handlers' garbage otherwise.
+// All responses share these, because they would be most of the handlers' garbage otherwise.
 var (
 	contentType = []string{"application/json"} // without a charset: RFC 8259, section 11
 	noStore     = []string{"no-store"}
@@ -204,9 +204,9 @@ func (s *service) respond(body *bytes.Buffer, r *http.Request, now time.Time) (s
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			return fail(http.StatusMethodNotAllowed, excerpt(r.Method)+" is not allowed here; use GET or HEAD.")
 		}
-		status, response := e.handler(r, now)
+		code, response := e.handler(r, now)
 		encode(body, response)
-		return status
+		return code
 	}
 	return fail(http.StatusNotFound, "No such path; GET / lists the endpoints.")
 }
@@ -283,7 +283,7 @@ func excerpt(s string) string {
 	return strings.ToValidUTF8(s[:min(len(s), maxRepeated)], "\ufffd")
 }
 
-// formatTime writes a time as RFC 3339 with milliseconds. Package time is slower with a layout of one's own.
+// formatTime writes a time as RFC 3339 with milliseconds. Package time is slower with a layout that is not its own.
 func formatTime(t time.Time) string {
 	text := t.Format(time.RFC3339)
 	milliseconds := strconv.Itoa(1000 + t.Nanosecond()/1e6)[1:] // with leading zeros

@@ -112,7 +112,7 @@ func check(cfg config.Config) error {
 func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) int {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	signal.Ignore(syscall.SIGPIPE) // because a write to a log whose reader has gone would kill the service
+	signal.Ignore(syscall.SIGPIPE) // otherwise, a write to a log whose reader has gone kills the service
 
 	root := os.DirFS("/")
 	limits := platform.ReadLimits(root)
@@ -128,9 +128,9 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
 	if cfg.Location != time.Local {
-		time.Local = cfg.Location // because Go does not read TZ on Windows
+		time.Local = cfg.Location // Go reads TZ itself, but not on Windows
 	} else {
-		// Go reads TZ when time.Local is first used, and takes an empty one for UTC instead of the system's zone.
+		// Go would take an empty TZ, read when time.Local is first used, as UTC. Here it means the system's zone.
 		os.Unsetenv("TZ")
 	}
 	level := slog.LevelInfo
@@ -159,14 +159,15 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 	return exitOK
 }
 
-// advice is what to do about an error of server.Listen, or empty. The system refuses a port in bind(2): it is
-// taken, or, below 1024, not for ordinary users.
+// advice is what to do about an error of server.Listen, or empty. It helps if the port is taken, or not for ordinary users.
 func advice(err error) string {
-	var system *os.SyscallError
-	if !errors.As(err, &system) || system.Syscall != "bind" || errors.Is(err, syscall.EADDRNOTAVAIL) {
-		return ""
+	const takenOnWindows, notAllowedOnWindows = syscall.Errno(10048), syscall.Errno(10013) // WSAEADDRINUSE, WSAEACCES
+	for _, refused := range []error{syscall.EADDRINUSE, syscall.EACCES, takenOnWindows, notAllowedOnWindows} {
+		if errors.Is(err, refused) {
+			return "; choose another PORT, such as 8080"
+		}
 	}
-	return "; choose another PORT, such as 8080"
+	return ""
 }
 
 // versionLine is what -version prints.

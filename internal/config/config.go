@@ -28,7 +28,7 @@ type Config struct {
 
 	Debug bool
 
-	Location *time.Location // named as in TZ; time.Local if that is empty
+	Location *time.Location // named as in TZ; time.Local for the system's
 
 	GOMAXPROCSSet bool // the Go runtime reads these two itself
 	GOMEMLIMITSet bool
@@ -50,11 +50,11 @@ func Help() string {
                     everything is still served (a duration; default: %v)
   SHUTDOWN_TIMEOUT  after that, how long requests in flight have to finish
                     (a duration; default: %v)
-  GOMAXPROCS        threads that run Go code at once, 1 to 1024 (default: the
+  GOMAXPROCS        threads that run Go code at once, 1 to %d (default: the
                     container's CPU limit rounded up, or the machine's CPUs)
   GOMEMLIMIT        memory that the Go runtime tries to stay below, such as 48MiB
                     (default: five eighths of the container's memory limit)
-`, DefaultPort, DefaultShutdownDelay, DefaultShutdownTimeout)
+`, DefaultPort, DefaultShutdownDelay, DefaultShutdownTimeout, maxThreads)
 }
 
 // Address is the host and port in the form that net.Listen and net.Dial take. For an empty or
@@ -131,7 +131,7 @@ func parseBool(text string) (value, ok bool) {
 	return false, false
 }
 
-// parseZone reads a zone as tzset(3) does, with or without a colon before it.
+// parseZone reads the name of a zone or /etc/localtime, with or without the colon that tzset(3) allows before it.
 func parseZone(text string) (*time.Location, bool) {
 	name := strings.TrimPrefix(text, ":")
 	if name == "/etc/localtime" {

@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	size  = 256 << 10            // bounds, in bytes, the lines that wait to be written; as many may be being written
+	size  = 256 << 10            // bounds, in bytes, the lines that wait, beside those of the write that goes on
 	pause = 2 * time.Millisecond // between two writes, so that those of a busy log have many lines
 )
 
 // Writer takes lines without delay and writes them in the background, many at a time. Lines that do not fit are
-// dropped and counted. A line of the log says how many, behind the next lines that can be written.
+// dropped and counted. After the next write that succeeds, a line says how many.
 type Writer struct {
 	out     io.Writer
 	arrived chan struct{} // has an element whenever lines wait; closed by Close

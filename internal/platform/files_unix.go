@@ -4,7 +4,7 @@ package platform
 
 import "syscall"
 
-// openFiles is the soft limit on open files, which the Go runtime has raised to the hard limit (getrlimit(2)).
+// openFiles is the soft limit on open files, which Go has raised to the hard limit (getrlimit(2)).
 func openFiles() *int64 {
 	var files syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {

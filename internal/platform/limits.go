@@ -102,10 +102,9 @@ func findMount(mountinfo, controller, group string) (mount, below string) {
 		if len(fields) < 5 || len(filesystem) < 3 {
 			continue
 		}
-		switch {
-		case controller == "" && filesystem[0] == "cgroup2":
-		case controller != "" && filesystem[0] == "cgroup" && strings.Contains(","+filesystem[2]+",", ","+controller+","):
-		default:
+		v2 := controller == "" && filesystem[0] == "cgroup2"
+		v1 := controller != "" && filesystem[0] == "cgroup" && strings.Contains(","+filesystem[2]+",", ","+controller+",")
+		if !v1 && !v2 {
 			continue
 		}
 		root := strings.TrimSuffix(fields[3], "/") + "/"

@@ -6,7 +6,6 @@ import (
 	"io"
 	"math"
 	"net"
-	"net/http"
 	"os"
 	"runtime"
 	"sync/atomic"
@@ -21,16 +20,16 @@ const (
 // After the last response, what the client still sends is read and dropped, because to close with unread data would reset
 // the connection, which could destroy the response.
 const (
-	lingerBytes         = 256 << 10 // net/http reads as much of a body
+	lingerBytes         = 256 << 10 // as much as net/http reads of a body
 	lingerBytesWhenFull = 8 << 10   // the same, while a new connection waits for a slot
 
-	// Before the reset, nothing is read for a moment, because a proxy that can send no more of a large body looks for the
-	// response. Net/http waits as long.
+	// Before the reset is a pause, in which a proxy that can send no more of a large body looks for the response. Net/http
+	// waits as long.
 	lingerUnread = 500 * time.Millisecond
 )
 
-// phase is what a connection waits for. When slots are needed, listener.look evicts those that lose least first, and
-// those that wait for the handler never.
+// phase is what a connection waits for. When slots are needed, listener.look evicts those that lose least first, and never
+// those that wait for the handler.
 type phase uint32
 
 const (
@@ -84,13 +83,6 @@ func (c *conn) check(now time.Time) (phase, time.Duration) {
 		c.checked, c.since = state, now
 	}
 	return phase(state % maxPhases), now.Sub(c.since)
-}
-
-// stateChanged is the http.Server's ConnState.
-func stateChanged(nc net.Conn, state http.ConnState) {
-	if state == http.StateIdle { // the response is sent
-		nc.(*conn).enter(idle)
-	}
 }
 
 // Read reads from the connection. It stops at the end of a header, because what follows is a body, or the next
@@ -151,16 +143,16 @@ func (c *conn) count(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// refuse sends a response in the form of net/http's own. The error makes net/http close the connection. After the deadline
-// net/http cannot send its own 400, too, as it would if it had half a line already.
+// refuse sends a response in the form of net/http's own. The error makes net/http close the connection. If it has half a line
+// already, it would also send a 400 of its own, which the deadline prevents.
 func (c *conn) refuse(status string) error {
 	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
 	c.SetDeadline(time.Now())
 	return os.ErrDeadlineExceeded
 }
 
-// Write enters the phase sending, once for a response, so that its time is for all writes, and for net/http's wait for a
-// body after some answers of its own.
+// Write enters the phase sending, once for a response, so that its time limit is for all writes, and for net/http's wait
+// for a body after some answers of its own.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.phase() != sending {
 		c.enter(sending)
@@ -197,7 +189,7 @@ func (c *conn) linger() {
 		}
 		if err == io.EOF {
 			c.tcp.Close()
-			c.listener.closed.Add(1)
+			c.listener.leavers.Add(1)
 		}
 		if err != nil || c.listener.waiting.Load() {
 			return

@@ -237,7 +237,7 @@ func TestCloseDeliversTheWholeResponse(t *testing.T) {
 			}
 			c.Close()
 			harness.WaitFor(t, "the slot", func() bool { return len(s.slots) == 0 })
-			if name != "the client sends more" && s.closed.Load() != 1 {
+			if name != "the client sends more" && s.leavers.Load() != 1 {
 				t.Error("look does not know that the client has closed its connection")
 			}
 		})

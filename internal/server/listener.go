@@ -23,19 +23,19 @@ const (
 	reservedFiles  = 16        // file descriptors that are not for connections
 	socketBuffer   = 6 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
-	// lookPeriod is how long a new connection waits for a look, and how long the others must have waited for their clients
-	// so that a look may evict them. With less, busy clients that behave lose requests; with more, floods last longer.
+	// lookPeriod is the time between two looks, and how long a connection must have waited for its client so that a look
+	// may evict it. With less, busy clients that behave lose requests; with more, floods last longer.
 	lookPeriod = 30 * time.Millisecond
 
-	// firstWait is how long the connection that is evicted first must have waited. If a thousand clients that behave connect
-	// at once, a slow machine needs nearly as long until all have sent their requests.
+	// firstWait is the same for the first eviction. It is longer, because if a thousand clients that behave connect at once,
+	// a slow machine needs nearly as long until all have sent their requests.
 	firstWait = 250 * time.Millisecond
 
 	sweepPeriod = time.Second // how late a time limit may come
 
-	// closeEnough is how many clients must close their connections between two looks, so that none is evicted. With more,
-	// busy clients that behave lose requests; with fewer, a few that leave in turn keep the others waiting.
-	closeEnough = 16
+	// If as many clients have closed their connections since the last look, a look evicts none. With more, busy clients that
+	// behave lose requests; with fewer, a few that leave in turn keep the others waiting.
+	enoughLeavers = 16
 )
 
 // MaxConnections is the number of connections that fit into memory, in bytes, and into files, a limit on
@@ -79,7 +79,7 @@ type listener struct {
 	slots   chan struct{}    // has one element for each open connection
 	waiting atomic.Bool      // a new connection waits for a slot
 	looks   <-chan time.Time // receives when the next look may be; used only by Accept
-	closed  atomic.Int32     // connections that their clients have closed since the last look
+	leavers atomic.Int32     // clients that have closed their connections since the last look
 
 	mu        sync.Mutex
 	conns     map[*conn]bool // the open connections
@@ -124,8 +124,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// acquireSlot waits until there is a slot, and looks every lookPeriod. That includes earlier waits, because otherwise a few
-// clients that leave one by one could keep each wait too short for a look, and the queue long.
+// acquireSlot waits until there is a slot, and looks every lookPeriod. The period goes on from one wait to the next, because
+// otherwise a few clients that leave one by one could keep each wait too short for a look, and the queue long.
 func (l *listener) acquireSlot() {
 	select {
 	case l.slots <- struct{}{}:
@@ -152,7 +152,7 @@ func (l *listener) acquireSlot() {
 func (l *listener) look() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed.Swap(0) >= closeEnough {
+	if l.leavers.Swap(0) >= enoughLeavers {
 		return
 	}
 	now, wait := time.Now(), lookPeriod
@@ -176,8 +176,8 @@ func (l *listener) look() {
 	}
 }
 
-// reset resets a connection, unless it is closed already, and gives its slot back, once. The kernel drops what the
-// client does not have. The caller holds mu.
+// reset closes a connection, drops what the client does not have, and gives the slot back. A second call does nothing.
+// The caller holds mu.
 func (l *listener) reset(c *conn) {
 	c.tcp.SetLinger(0)
 	c.tcp.Close()
@@ -187,7 +187,7 @@ func (l *listener) reset(c *conn) {
 	}
 }
 
-// wrap closes connections when they must not be kept, and waits for no request's body.
+// wrap closes connections when they must not be kept, and never waits for a request's body.
 func (l *listener) wrap(handler http.Handler, draining *atomic.Bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		hasBody := r.ContentLength != 0
@@ -219,8 +219,7 @@ func (l *listener) census() (open, inFlight int, changed time.Time) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	for c := range l.conns {
-		switch p, _ := c.check(now); p {
-		case header, sending, working:
+		if p, _ := c.check(now); p != idle && p != closing {
 			inFlight++
 		}
 		if c.since.After(changed) {

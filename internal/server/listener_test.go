@@ -88,7 +88,7 @@ func TestLooksGoOnFromOneWaitingConnectionToTheNext(t *testing.T) {
 	// Enough clients have left before a look, so it evicts nobody, although the look before has seen everybody.
 	l.look()
 	time.Sleep(firstWait)
-	l.closed.Store(closeEnough)
+	l.leavers.Store(enoughLeavers)
 	skipped := time.Now()
 	l.acquireSlot()
 	if l.evictedAt.Before(skipped.Add(lookPeriod)) {

@@ -1,8 +1,8 @@
 // Package server serves HTTP. It bounds what one connection can consume and how many there are, because each
-// costs memory, and it stops in steps, so that no accepted request that finishes in time is lost.
+// costs memory, and it stops in steps, so that requests in flight can finish.
 //
-// A connection gets a slot when it is accepted (listener.go). Its requests are followed as their bytes
-// arrive (conn.go). The slot is free again when both ends are closed, or after a reset.
+// A connection gets a slot when it is accepted (listener.go), and tracks what it waits for (conn.go). The slot is
+// free again when both ends are closed, or after a reset.
 package server
 
 import (
@@ -94,8 +94,12 @@ func (s Server) finish(l *listener, signals <-chan os.Signal) (reason string) {
 
 func (s Server) httpServer(l *listener) *http.Server {
 	return &http.Server{
-		Handler:                      l.wrap(s.Handler, s.Draining),
-		ConnState:                    stateChanged,
+		Handler: l.wrap(s.Handler, s.Draining),
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateIdle { // the response is sent
+				c.(*conn).enter(idle)
+			}
+		},
 		DisableGeneralOptionsHandler: true, // OPTIONS * is answered like every other unknown path
 		ErrorLog:                     slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
 	}
