@@ -183,8 +183,9 @@ func (c *conn) linger() {
 		// A client that has closed its end early, as nc does, may still read. If its slot were free before, thousands
 		// that do not read could fill the kernel's memory. When both ends are closed and the client has everything,
 		// Linux says that there is no connection to close. Other systems do not tell.
-		for err == io.EOF && runtime.GOOS == "linux" && c.tcp.CloseWrite() == nil {
-			time.Sleep(20 * time.Millisecond)
+		for wait := 20 * time.Millisecond; err == io.EOF && runtime.GOOS == "linux" && c.tcp.CloseWrite() == nil; {
+			time.Sleep(wait)
+			wait = min(2*wait, time.Second)
 			_, err = c.tcp.Read(make([]byte, 1))
 		}
 		if err == io.EOF {
