@@ -105,11 +105,6 @@ type service struct {
 	draining  atomic.Bool // set when the service is told to stop
 }
 
-// newService returns a service without endpoints that starts now.
-func newService(log *slog.Logger, version string, now func() time.Time, system systemInfo) *service {
-	return &service{log: log, version: version, now: now, start: now(), system: system}
-}
-
 // handle makes h the handler of path. It must be called before the service serves requests.
 func (s *service) handle(path, description string, h handler) {
 	s.endpoints = append(s.endpoints, endpoint{path, http.MethodGet, description, h})

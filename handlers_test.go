@@ -36,7 +36,7 @@ var startTime = time.Date(2024, 2, 29, 23, 30, 0, 123456789, time.UTC)
 // newTestService returns the service with the endpoints that main.go gives it.
 func newTestService(log io.Writer, now func() time.Time, system systemInfo) *service {
 	logger := slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	svc := newService(logger, version, now, system)
+	svc := &service{log: logger, version: version, now: now, start: now(), system: system}
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 	return svc

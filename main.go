@@ -139,7 +139,7 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 	}
 	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}))
 
-	svc := newService(log, version, time.Now, newSystemInfo(root, limits))
+	svc := &service{log: log, version: version, now: time.Now, start: time.Now(), system: newSystemInfo(root, limits)}
 	svc.handle("/", "Service information", svc.info)
 	svc.handle("/health", "Health check", svc.health)
 

@@ -122,10 +122,7 @@ func findMount(mountinfo, controller, group string) (mount, below string) {
 
 // number is nil for what is not a number, such as "max".
 func number(text string) *int64 {
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return nil
-	}
+	n, _ := strconv.ParseInt(text, 10, 64) // on an error, 0 or the number that comes nearest
 	return limit(n)
 }
 

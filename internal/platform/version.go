@@ -9,11 +9,10 @@ import (
 // Version is what the operating system says of itself, such as "Alpine Linux v3.19" or "macOS 14.5". If it
 // says nothing, it is the system's name.
 func Version(root fs.FS) string {
-	if version := systemVersion(); version != "" {
-		return version
-	}
-	if name := prettyName(root); name != "" {
-		return name
+	for _, name := range []string{systemVersion(), prettyName(root)} {
+		if name != "" {
+			return name
+		}
 	}
 	return runtime.GOOS
 }
