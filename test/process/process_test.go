@@ -58,6 +58,11 @@ func TestPortThatIsTaken(t *testing.T) {
 	if code != 1 || !strings.HasPrefix(stderr, want) || !strings.HasSuffix(stderr, "; choose another PORT, such as 8080\n") || strings.Count(stderr, "\n") != 1 || p.Stdout.String() != "" {
 		t.Errorf("got exit code %d, stdout %q, stderr %q, want 1 and one line %q…", code, p.Stdout, stderr, want)
 	}
+	// No port helps where the address is of no machine (RFC 5737).
+	p, code = harness.Run(t, []string{"HOST=192.0.2.1", "PORT=0"})
+	if stderr := p.Stderr.String(); code != 1 || !strings.Contains(stderr, ": bind: ") || strings.Contains(stderr, "choose") {
+		t.Errorf("another machine's address: got exit code %d and %q, want 1 and no advice", code, stderr)
+	}
 }
 
 func TestListens(t *testing.T) {
