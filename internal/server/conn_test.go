@@ -118,6 +118,9 @@ func TestPhases(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 			s.waitFor(t, 1, test.phase)
 			if want.limit != endless {
+				if got := timeLimits[test.phase]; got != want.limit { // because sweeps go on, the next would end it, too
+					t.Errorf("the limit is %v, want %v", got, want.limit)
+				}
 				s.waited(want.limit)
 				s.sweep()
 				s.waitFor(t, 0, test.phase)
