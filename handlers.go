@@ -150,8 +150,8 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header["Content-Type"], header["Cache-Control"] = contentType, noStore
 	if body.Len() > 2<<10 || r.ContentLength != 0 {
-		// If the body fits its buffer, net/http sets it itself, in less time; but not if the response is flushed, as
-		// internal/server does it after a request with a body.
+		// Net/http itself sets the length of a body that fits its buffer, in less time; but not if the response is
+		// flushed, as internal/server does after a request with a body.
 		header.Set("Content-Length", strconv.Itoa(body.Len()))
 	}
 	if status == http.StatusMethodNotAllowed {
@@ -165,7 +165,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.logRequest(r, status, written, received)
 }
 
-// All responses share these, because they would be most of the handlers' garbage otherwise.
+// Responses use these again, because they would otherwise be most of the handlers' garbage.
 var (
 	contentType = []string{"application/json"} // without a charset: RFC 8259, section 11
 	noStore     = []string{"no-store"}

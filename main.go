@@ -130,7 +130,7 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 	if cfg.Location != time.Local {
 		time.Local = cfg.Location // Go reads TZ itself, but not on Windows
 	} else {
-		// Go would take an empty TZ, read when time.Local is first used, as UTC. Here it means the system's zone.
+		// Go reads TZ when time.Local is first used, and would take an empty one as UTC. Here it means the system's zone.
 		os.Unsetenv("TZ")
 	}
 	level := slog.LevelInfo
@@ -159,7 +159,7 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 	return exitOK
 }
 
-// advice is what to do about an error of server.Listen, or empty. It helps if the port is taken, or not for ordinary users.
+// advice is what to do about an error of server.Listen: take another port, if this one is taken or not for ordinary users.
 func advice(err error) string {
 	const takenOnWindows, notAllowedOnWindows = syscall.Errno(10048), syscall.Errno(10013) // WSAEADDRINUSE, WSAEACCES
 	for _, refused := range []error{syscall.EADDRINUSE, syscall.EACCES, takenOnWindows, notAllowedOnWindows} {

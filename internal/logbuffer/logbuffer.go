@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	size  = 256 << 10            // bounds, in bytes, the lines that wait, beside those of the write that goes on
+	size  = 256 << 10            // bounds, in bytes, the lines that wait; those being written may be as many
 	pause = 2 * time.Millisecond // between two writes, so that those of a busy log have many lines
 )
 

@@ -181,8 +181,8 @@ func (c *conn) linger() {
 	for _, n := range []int64{lingerBytesWhenFull, lingerBytes - lingerBytesWhenFull} {
 		_, err := io.CopyN(io.Discard, c.tcp, n)
 		// A client that has closed its end early, as nc does, may still read. If its slot were free before, thousands
-		// that do not read could fill the kernel's memory. When both ends are closed and the client has everything,
-		// Linux says that there is no connection to close. Other systems do not tell.
+		// that do not read could fill the kernel's memory. On Linux, CloseWrite fails when both ends are closed
+		// and the client has everything. Other systems do not tell.
 		for wait := 20 * time.Millisecond; err == io.EOF && runtime.GOOS == "linux" && c.tcp.CloseWrite() == nil; {
 			time.Sleep(wait)
 			wait = min(2*wait, time.Second)
