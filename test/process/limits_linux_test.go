@@ -68,3 +68,28 @@ func TestBodiesOf100MBCostUnder4MB(t *testing.T) {
 		t.Errorf("memory grew by %d KB, want %d KB at most", grown/1024, limit/1024)
 	}
 }
+
+// The service has to ask again and again whether a client that has closed its end has read. Here none reads.
+func TestHalfClosedClientsTakeLittleProcessorTime(t *testing.T) {
+	t.Parallel()
+	request := "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + strings.Repeat("\"", 1000) + "\r\n\r\n"
+	took := map[bool]time.Duration{}
+	for _, closed := range []bool{false, true} {
+		p, address := harness.Launch(t)
+		for i := 0; i < 300; i++ {
+			conn := harness.Dial(t, address)
+			conn.SetReadBuffer(1) // the least there is
+			harness.Write(t, conn, strings.Repeat(request, 4))
+			if closed {
+				conn.CloseWrite()
+			}
+		}
+		time.Sleep(5 * time.Second)
+		p.Cmd.Process.Kill()
+		p.Cmd.Wait()
+		took[closed] = p.Cmd.ProcessState.UserTime() + p.Cmd.ProcessState.SystemTime()
+	}
+	if took[true] > 3*took[false] {
+		t.Errorf("took %v, and %v where clients do not close, want at most three times that", took[true], took[false])
+	}
+}
