@@ -36,31 +36,27 @@ func (l Limits) TuneRuntime(keepProcs, keepMemory bool) {
 }
 
 // ReadLimits finds the limits of the process. Those of CPUs and memory are the tightest of its own
-// control groups and their ancestors, as far as these are mounted. What cannot be read or understood
+// control groups and their ancestors, as far as these can be seen. What cannot be read or understood
 // counts as no limit. Both versions of control groups are read because a machine may run both at once:
 // docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max, memory.max),
 // docs.kernel.org/admin-guide/cgroup-v1/memory.html and docs.kernel.org/scheduler/sched-bwc.html.
 func ReadLimits(root fs.FS) Limits {
 	limits := Limits{Files: openFiles()}
 	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
-	mounts, _ := fs.ReadFile(root, "proc/self/mountinfo")
 	for _, line := range strings.Split(string(groups), "\n") {
-		// hierarchy-ID:controllers:path (cgroups(7)); version 2 names no controllers.
+		// hierarchy-ID:controllers:group (cgroups(7)); version 2 names no controllers.
 		fields := strings.SplitN(line, ":", 3)
 		if len(fields) != 3 {
 			continue
 		}
-		// The first controller is enough, because those of a line are mounted together.
-		controller, _, _ := strings.Cut(fields[1], ",")
-		mount, below := findMount(string(mounts), controller, fields[2])
-		if mount == "" {
-			continue
+		for _, controller := range strings.Split(fields[1], ",") {
+			// Where systemd and container engines mount them. A container may see its own group as the mounted one.
+			mounted := path.Join("sys/fs/cgroup", controller)
+			for group := path.Join(mounted, path.Clean("/"+fields[2])); group != mounted; group = path.Dir(group) {
+				limits.tighten(root, group)
+			}
+			limits.tighten(root, mounted)
 		}
-		// From the process's own group up to the mounted one.
-		for ; below != "."; below = path.Dir(below) {
-			limits.tighten(root, path.Join(mount, below))
-		}
-		limits.tighten(root, mount)
 	}
 	return limits
 }
@@ -89,35 +85,6 @@ func (l *Limits) tighten(root fs.FS, group string) {
 	if l.CPUs == nil || cpus < *l.CPUs {
 		l.CPUs = &cpus
 	}
-}
-
-// findMount returns where a controller's hierarchy is mounted (empty: nowhere; no leading slash)
-// and where in there the group is ("." is the mounted directory itself). The format of mountinfo is
-// that of proc_pid_mountinfo(5).
-func findMount(mountinfo, controller, group string) (mount, below string) {
-	for _, line := range strings.Split(mountinfo, "\n") {
-		before, after, _ := strings.Cut(line, " - ")
-		// ID, parent, device, root, mount point, … - type, source, options
-		fields, filesystem := strings.Fields(before), strings.Fields(after)
-		if len(fields) < 5 || len(filesystem) < 3 {
-			continue
-		}
-		v2 := controller == "" && filesystem[0] == "cgroup2"
-		v1 := controller != "" && filesystem[0] == "cgroup" && strings.Contains(","+filesystem[2]+",", ","+controller+",")
-		if !v1 && !v2 {
-			continue
-		}
-		root := strings.TrimSuffix(fields[3], "/") + "/"
-		below, inside := strings.CutPrefix(group+"/", root)
-		if inside && !strings.Contains("/"+below, "/../") {
-			return strings.Trim(fields[4], "/"), path.Clean(strings.Trim(below, "/"))
-		}
-		if mount == "" {
-			// A container may see its own group mounted as if it were the root.
-			mount = strings.Trim(fields[4], "/")
-		}
-	}
-	return mount, "."
 }
 
 // number is nil for what is not a number, such as "max".

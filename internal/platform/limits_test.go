@@ -9,14 +9,6 @@ import (
 )
 
 const (
-	mountV2    = "31 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
-	mountV1CPU = "34 24 0:30 / /sys/fs/cgroup/cpuset rw shared:11 - cgroup cgroup rw,cpuset\n" +
-		"33 24 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:10 - cgroup cgroup rw,cpu,cpuacct\n"
-	mountV1Memory  = "36 24 0:32 / /sys/fs/cgroup/memory rw shared:13 - cgroup cgroup rw,memory\n"
-	mountContainer = "716 710 0:29 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro master:10 - cgroup cgroup rw,cpu,cpuacct\n" +
-		"719 710 0:32 /docker/abc /sys/fs/cgroup/memory ro master:13 - cgroup cgroup rw,memory\n"
-	mountOther = "32 23 0:26 /other /mnt rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
-
 	groupsV1  = "11:memory:/docker/abc\n4:cpuacct,cpu:/docker/abc\n1:name=systemd:/docker/abc\n0::/docker/abc\n"
 	noLimitV1 = "9223372036854771712\n"
 )
@@ -26,63 +18,55 @@ func TestReadLimits(t *testing.T) {
 	if got := ReadLimits(fstest.MapFS{}); got.CPUs != nil || got.Memory != nil {
 		t.Errorf("without files: got %s CPUs, %s bytes", show(got.CPUs), show(got.Memory))
 	}
-	const v2, cpu, memory = "sys/fs/cgroup/", "sys/fs/cgroup/cpu,cpuacct/", "sys/fs/cgroup/memory/"
+	const v2, cpu, memory = "sys/fs/cgroup/", "sys/fs/cgroup/cpu/", "sys/fs/cgroup/memory/"
 	type files map[string]string
 	for name, test := range map[string]struct {
-		groups, mounts string // of the process
-		files          files
-		want           string // CPUs and bytes
+		groups string // of the process
+		files  files
+		want   string // CPUs and bytes
 	}{
-		"version 2, in a container": {"0::/\n", mountV2, files{
+		"version 2, in a container": {"0::/\n", files{
 			v2 + "cpu.max": "50000 100000\n", v2 + "memory.max": "67108864\n",
 		}, "0.5 67108864"},
-		"version 2, unlimited": {"0::/\n", mountV2, files{
+		"version 2, unlimited": {"0::/\n", files{
 			v2 + "cpu.max": "max 100000\n", v2 + "memory.max": "max\n",
 		}, "- -"},
-		"version 2, nested, each limit elsewhere": {"0::/kube/pod/app\n", mountV2, files{
+		"version 2, nested, each limit elsewhere": {"0::/kube/pod/app\n", files{
 			v2 + "kube/cpu.max": "400000 100000\n", v2 + "kube/memory.max": "2000000\n",
 			v2 + "kube/pod/cpu.max": "150000 100000\n", v2 + "kube/pod/memory.max": "max\n",
 			v2 + "kube/pod/app/cpu.max": "max 100000\n", v2 + "kube/pod/app/memory.max": "1000000\n",
 			v2 + "other/cpu.max": "1000 100000\n",
 		}, "1.5 1000000"},
-		"version 2, group outside the mount": {"0::/../../elsewhere\n", mountV2, files{
+		"version 2, group outside the mount": {"0::/../../elsewhere\n", files{
 			v2 + "cpu.max": "25000 100000\n", "sys/elsewhere/memory.max": "5\n",
 		}, "0.25 -"},
-		"version 2, a group whose name begins like the mount's": {"0::/others\n", mountOther, files{
-			"mnt/s/memory.max": "5\n", "mnt/memory.max": "7\n",
-		}, "- 7"},
-		"version 2, dots in a name": {"0::/a..b\n", mountV2, files{v2 + "a..b/memory.max": "1\n"}, "- 1"},
-		"version 2, the second of two mounts": {"0::/app\n", mountOther + mountV2, files{
-			v2 + "app/memory.max": "5\n", "mnt/app/memory.max": "3\n",
-		}, "- 5"},
-		"version 2, garbage": {"0::/a/b\n", mountV2, files{
+		"version 2, dots in a name": {"0::/a..b\n", files{v2 + "a..b/memory.max": "1\n"}, "- 1"},
+		"version 2, garbage": {"0::/a/b\n", files{
 			v2 + "a/b/cpu.max": "1 2 3\n", v2 + "a/b/memory.max": "-5\n",
 			v2 + "a/cpu.max": "\x00\xff", v2 + "a/memory.max": "99999999999999999999\n",
 			v2 + "cpu.max": "50000 0\n", v2 + "memory.max": "",
 		}, "- -"},
-		"version 1, in a container": {groupsV1, mountContainer, files{
+		"version 1, in a container": {groupsV1, files{
 			cpu + "cpu.cfs_quota_us": "50000\n", cpu + "cpu.cfs_period_us": "100000\n",
 			memory + "memory.limit_in_bytes": "67108864\n",
 		}, "0.5 67108864"},
-		"version 1, unlimited": {groupsV1, mountV1CPU + mountV1Memory, files{
+		"version 1, unlimited": {groupsV1, files{
 			cpu + "cpu.cfs_quota_us": "-1\n", cpu + "cpu.cfs_period_us": "100000\n",
 			memory + "memory.limit_in_bytes": noLimitV1,
 		}, "- -"},
-		"version 1, nested": {"11:memory:/a/b\n4:cpu,cpuacct:/a/b\n", mountV1CPU + mountV1Memory, files{
+		"version 1, nested": {"11:memory:/a/b\n4:cpu,cpuacct:/a/b\n", files{
 			cpu + "a/cpu.cfs_quota_us": "120000\n", cpu + "a/cpu.cfs_period_us": "100000\n",
 			cpu + "a/b/cpu.cfs_quota_us": "800000\n", cpu + "a/b/cpu.cfs_period_us": "400000\n",
 			memory + "memory.limit_in_bytes":   noLimitV1,
 			memory + "a/memory.limit_in_bytes": "2000\n", memory + "a/b/memory.limit_in_bytes": "3000\n",
 		}, "1.2 2000"},
-		"both versions at once": {groupsV1, mountContainer + mountV2, files{
+		"both versions at once": {groupsV1, files{
 			v2 + "docker/abc/cpu.max": "100000 100000\n", memory + "memory.limit_in_bytes": "5000\n",
 		}, "1 5000"},
-		"nonsense for files": {"0\n::\n0::\n:cpu:/\n\xff", " - \n1 2 3 4 5 - \n1 2 3 4 - cgroup2 a b\n", files{
-			"memory.max": "5\n",
-		}, "- -"},
+		"nonsense": {"0\n::\n0::\n:cpu:/\n:../../..:/\n\xff", files{"memory.max": "x\n"}, "- -"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			limits := ReadLimits(tree(test.groups, test.mounts, test.files))
+			limits := ReadLimits(tree(test.groups, test.files))
 			if got := show(limits.CPUs) + " " + show(limits.Memory); got != test.want {
 				t.Errorf("got %s, want %s", got, test.want)
 			}
@@ -90,12 +74,9 @@ func TestReadLimits(t *testing.T) {
 	}
 }
 
-// tree is a root directory with the process's control groups and mounts, and with other files.
-func tree(groups, mounts string, files map[string]string) fs.FS {
-	root := fstest.MapFS{
-		"proc/self/cgroup":    {Data: []byte(groups)},
-		"proc/self/mountinfo": {Data: []byte(mounts)},
-	}
+// tree is a root directory with the process's control groups and other files.
+func tree(groups string, files map[string]string) fs.FS {
+	root := fstest.MapFS{"proc/self/cgroup": {Data: []byte(groups)}}
 	for path, text := range files {
 		root[path] = &fstest.MapFile{Data: []byte(text)}
 	}
@@ -129,18 +110,18 @@ func TestTuneRuntime(t *testing.T) {
 // FuzzLimits reads any content of the files. ReadLimits must neither panic nor return a limit that is
 // not positive.
 func FuzzLimits(f *testing.F) {
-	f.Add("0::/a/b\n", mountV2, "50000 100000\n")
-	f.Add("4:cpu,cpuacct:/a\n", mountV1CPU, "-1\n")
-	f.Add("11:memory:/../x\n", mountV1Memory, noLimitV1)
-	f.Fuzz(func(t *testing.T, groups, mounts, value string) {
+	f.Add("0::/a/b\n", "50000 100000\n")
+	f.Add("4:cpu,cpuacct:/a\n", "-1\n")
+	f.Add("11:memory:/../x\n", noLimitV1)
+	f.Fuzz(func(t *testing.T, groups, value string) {
 		files := map[string]string{}
 		for _, name := range []string{
 			"cpu.max", "memory.max", "a/cpu.max", "a/memory.max", "memory/memory.limit_in_bytes",
-			"cpu,cpuacct/a/cpu.cfs_quota_us", "cpu,cpuacct/a/cpu.cfs_period_us",
+			"cpu/a/cpu.cfs_quota_us", "cpu/a/cpu.cfs_period_us",
 		} {
 			files["sys/fs/cgroup/"+name] = value
 		}
-		got := ReadLimits(tree(groups, mounts, files))
+		got := ReadLimits(tree(groups, files))
 		if got.CPUs != nil && !(*got.CPUs > 0) || got.Memory != nil && *got.Memory <= 0 {
 			t.Errorf("got %s CPUs, %s bytes", show(got.CPUs), show(got.Memory))
 		}

@@ -2,6 +2,7 @@ package platform
 
 import (
 	"io/fs"
+	"os/exec"
 	"runtime"
 	"strings"
 )
@@ -9,12 +10,27 @@ import (
 // Version is what the operating system says of itself, such as "Alpine Linux v3.19" or "macOS 14.5". If it
 // says nothing, it is the system's name.
 func Version(root fs.FS) string {
-	for _, name := range []string{systemVersion(), prettyName(root)} {
-		if name != "" {
-			return name
-		}
+	name := ""
+	switch runtime.GOOS {
+	case "linux":
+		name = prettyName(root)
+	case "darwin":
+		name = "macOS " + output("sw_vers", "-productVersion")
+	case "windows":
+		name = output("cmd", "/c", "ver") // because syscall.GetVersion ends at Windows 8
+	default:
+		name = output("uname", "-sr")
 	}
-	return runtime.GOOS
+	if name == "" {
+		return runtime.GOOS
+	}
+	return name
+}
+
+// output is what a command prints, or empty if it fails.
+func output(command string, arguments ...string) string {
+	text, _ := exec.Command(command, arguments...).Output()
+	return strings.TrimSpace(string(text))
 }
 
 // prettyName is PRETTY_NAME of /etc/os-release below root, whose values are quoted as in a shell

@@ -25,26 +25,20 @@ func TestPrettyName(t *testing.T) {
 	}
 }
 
-func TestSystemVersion(t *testing.T) {
+func TestVersion(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{
-		"darwin": `^macOS \d+\.`, "windows": `^Microsoft Windows .*\d\.\d`,
+		"linux": `^Plain$`, "darwin": `^macOS \d+\.`, "windows": `^Microsoft Windows .*\d\.\d`,
 		"freebsd": `^FreeBSD \d+\.`, "openbsd": `^OpenBSD \d+\.`, "netbsd": `^NetBSD \d+\.`,
-	}[runtime.GOOS] // elsewhere it is empty
-	if got := systemVersion(); !regexp.MustCompile(want).MatchString(got) || (got == "") != (want == "") {
+	}[runtime.GOOS] // elsewhere anything
+	got := Version(fstest.MapFS{"etc/os-release": {Data: []byte("PRETTY_NAME=Plain\n")}})
+	if !regexp.MustCompile(want).MatchString(got) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-}
-
-func TestVersionIsNeverEmpty(t *testing.T) {
-	t.Parallel()
-	system := systemVersion()
-	for release, want := range map[string]string{"": runtime.GOOS, "PRETTY_NAME=Plain\n": "Plain"} {
-		if system != "" {
-			want = system
-		}
-		if got := Version(fstest.MapFS{"etc/os-release": {Data: []byte(release)}}); got != want {
-			t.Errorf("with %q: got %q, want %q", release, got, want)
-		}
+	if got := Version(fstest.MapFS{}); got == "" || runtime.GOOS == "linux" && got != "linux" {
+		t.Errorf("without a file: got %q, want the system's name", got)
+	}
+	if got := output("no-such-command"); got != "" {
+		t.Errorf("got %q from a command that is missing", got)
 	}
 }
