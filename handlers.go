@@ -242,10 +242,7 @@ func (s *service) logRequest(r *http.Request, status, written int, received time
 
 // newSystemInfo describes the machine whose root directory is root, and the container's limits.
 func newSystemInfo(root fs.FS, limits platform.Limits) systemInfo {
-	hostname, err := os.Hostname()
-	if err != nil {
-		hostname = "unknown"
-	}
+	hostname, _ := os.Hostname() // empty if the system does not say
 	return systemInfo{
 		hostname, runtime.GOOS, platform.Version(root), runtime.GOARCH,
 		runtime.NumCPU(), runtime.Version(), limits.CPUs, limits.Memory,

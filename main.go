@@ -127,17 +127,9 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
-	if cfg.Location != time.Local {
-		time.Local = cfg.Location // Go reads TZ itself, but not on Windows
-	} else {
-		// Go reads TZ when time.Local is first used, and would take an empty one as UTC. Here it means the system's zone.
-		os.Unsetenv("TZ")
-	}
-	level := slog.LevelInfo
-	if cfg.Debug {
-		level = slog.LevelDebug
-	}
-	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: level}))
+	os.Unsetenv("TZ") // Go would read it, too, but not on Windows, and would take an empty one as UTC
+	time.Local = cfg.Location
+	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: cfg.LogLevel}))
 
 	svc := &service{log: log, version: version, now: time.Now, start: time.Now(), system: newSystemInfo(root, limits)}
 	svc.handle("/", "Service information", svc.info)

@@ -4,6 +4,7 @@ package config
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strconv"
@@ -26,7 +27,7 @@ type Config struct {
 	Host string // empty: all interfaces
 	Port uint16 // 0: any free port
 
-	Debug bool
+	LogLevel slog.Level // slog.LevelDebug or slog.LevelInfo
 
 	Location *time.Location // named as in TZ; time.Local for the system's
 
@@ -79,7 +80,7 @@ func Read(getenv func(string) string) (Config, error) {
 	c := Config{
 		Host:            read(env, "HOST", "", parseHost, "an IP address (no brackets, no port) or a host name"),
 		Port:            read(env, "PORT", DefaultPort, parsePort, "0 to 65535"),
-		Debug:           read(env, "DEBUG", false, parseBool, "true or false (or yes, no, on, off, 1, 0)"),
+		LogLevel:        read(env, "DEBUG", slog.LevelInfo, parseDebug, "true or false (or yes, no, on, off, 1, 0)"),
 		Location:        read(env, "TZ", time.Local, parseZone, "a name from the tz database, such as UTC or Asia/Tokyo"),
 		GOMAXPROCSSet:   read(env, "GOMAXPROCS", false, checkThreads, fmt.Sprintf("a whole number, 1 to %d", maxThreads)),
 		GOMEMLIMITSet:   getenv("GOMEMLIMIT") != "",
@@ -121,14 +122,14 @@ func parsePort(text string) (uint16, bool) {
 	return uint16(port), err == nil
 }
 
-func parseBool(text string) (value, ok bool) {
+func parseDebug(text string) (slog.Level, bool) {
 	switch strings.ToLower(text) {
 	case "true", "yes", "on", "1", "t", "y":
-		return true, true
+		return slog.LevelDebug, true
 	case "false", "no", "off", "0", "f", "n":
-		return false, true
+		return slog.LevelInfo, true
 	}
-	return false, false
+	return 0, false
 }
 
 // parseZone reads the name of a zone or /etc/localtime, with or without the colon that tzset(3) allows before it.

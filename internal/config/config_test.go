@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -63,7 +64,7 @@ func TestFirstBadValueIsTheError(t *testing.T) {
 func TestGoodValues(t *testing.T) {
 	t.Parallel()
 	unchanged := func(*Config) {}
-	debug := func(c *Config) { c.Debug = true }
+	debug := func(c *Config) { c.LogLevel = slog.LevelDebug }
 	utc := func(c *Config) { c.Location = time.UTC }
 	for setting, change := range map[string]func(*Config){
 		"":                       unchanged,
