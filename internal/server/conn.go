@@ -40,8 +40,6 @@ const (
 	working              // for the handler
 )
 
-const maxPhases = 8 // for which conn.state has room; a power of two, so that it may wrap around
-
 // timeLimits says how long a connection may stay in a phase. http.Server's timeouts are not used, because they set several
 // timers for each request.
 var timeLimits = [...]time.Duration{
@@ -57,32 +55,29 @@ type conn struct {
 	net.Conn // the same as tcp, but without ReadFrom and CloseWrite, by which net/http would go past Write and Close
 	tcp      *net.TCPConn
 	listener *listener
-	state    atomic.Uint32 // the phase, plus maxPhases × a count, so that a phase that is entered again differs
+	current  atomic.Int32 // the phase
+	entered  atomic.Bool  // a phase has begun since the last check
 
-	// For check, whose caller holds listener.mu.
-	checked uint32    // state, at the last check
-	since   time.Time // the first check that found it so
+	since time.Time // the first check that found the connection in its phase; the caller of check holds listener.mu
 
 	// For Read.
-	received    bytes.Buffer // from the client, and not yet given to net/http
-	size, lines int          // of the header that arrives: its bytes; its complete lines, with the request line
-	inLine      bool         // its next line has begun
+	received bytes.Buffer // from the client, and not yet given to net/http
+	header   []byte       // what net/http has of the header that arrives
 }
 
-func (c *conn) phase() phase { return phase(c.state.Load() % maxPhases) }
+func (c *conn) phase() phase { return phase(c.current.Load()) }
 
 func (c *conn) enter(p phase) {
-	entered := c.state.Load()/maxPhases + 1
-	c.state.Store(entered*maxPhases + uint32(p))
+	c.entered.Store(true) // first, so that no check takes the time of the last phase for that of this one
+	c.current.Store(int32(p))
 }
 
 // check returns the phase, and for how long checks have found the connection in it.
 func (c *conn) check(now time.Time) (phase, time.Duration) {
-	state := c.state.Load()
-	if state != c.checked {
-		c.checked, c.since = state, now
+	if c.entered.Swap(false) {
+		c.since = now
 	}
-	return phase(state % maxPhases), now.Sub(c.since)
+	return c.phase(), now.Sub(c.since)
 }
 
 // Read reads from the connection. It stops at the end of a header, because what follows is a body, or the next
@@ -112,32 +107,23 @@ func (c *conn) count(p []byte) (n int, err error) {
 	if c.phase() > header {
 		return len(p), nil // a part of the body, after which the connection closes
 	}
-	complete := false
-	for n < len(p) && !complete {
-		line, _, ended := bytes.Cut(p[n:], []byte{'\n'})
-		n += len(line)
-		c.inLine = c.inLine || len(bytes.TrimLeft(line, "\r")) > 0
-		if !ended {
-			break
+	c.header = bytes.TrimLeft(append(c.header, p...), "\r\n") // without empty lines before the request
+	lines, size, complete := c.header, len(c.header), false
+	for _, emptyLine := range []string{"\n\r\n", "\n\n"} {
+		if i := bytes.Index(lines, []byte(emptyLine)); i >= 0 {
+			lines, size, complete = lines[:i+1], i+len(emptyLine), true
 		}
-		n++
-		if c.inLine {
-			c.lines++
-		} else {
-			complete = c.lines > 0 // empty lines before a request do not count
-		}
-		c.inLine = false
 	}
-	c.size += n
+	n = len(p) - (len(c.header) - size)
 	switch {
-	case c.lines > 1+maxHeaderLines:
+	case bytes.Count(lines, []byte{'\n'}) > 1+maxHeaderLines:
 		return 0, c.refuse("400 Bad Request")
-	case c.size > maxHeaderBytes:
+	case size > maxHeaderBytes:
 		return 0, c.refuse("431 Request Header Fields Too Large")
 	case complete:
-		c.size, c.lines = 0, 0
+		c.header = c.header[:0]
 		c.enter(working)
-	case c.phase() == idle && (c.inLine || c.lines > 0):
+	case size > 0 && c.phase() == idle:
 		c.enter(header)
 	}
 	return n, nil
