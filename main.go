@@ -128,7 +128,9 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
 	os.Unsetenv("TZ") // Go would read it, too, but not on Windows, and would take an empty one as UTC
-	time.Local = cfg.Location
+	if cfg.Location != time.Local {
+		time.Local = cfg.Location
+	}
 	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: cfg.LogLevel}))
 
 	svc := &service{log: log, version: version, now: time.Now, start: time.Now(), system: newSystemInfo(root, limits)}

@@ -61,8 +61,8 @@ type conn struct {
 	since time.Time // the first check that found the connection in its phase; the caller of check holds listener.mu
 
 	// For Read.
-	received bytes.Buffer // from the client, and not yet given to net/http
-	header   []byte       // what net/http has of the header that arrives
+	received bytes.Buffer // from the client: the header that arrives, from its beginning, and what follows it
+	given    int          // how many of these bytes net/http has
 }
 
 func (c *conn) phase() phase { return phase(c.current.Load()) }
@@ -89,44 +89,48 @@ func (c *conn) Read(buffer []byte) (int, error) {
 		// asks for one byte only then.
 		return 0, nil
 	}
-	if c.received.Len() == 0 {
+	if c.given == c.received.Len() {
 		n, err := c.tcp.Read(buffer)
 		if n == 0 {
 			return 0, err
 		}
 		c.received.Write(buffer[:n])
 	}
-	n, err := c.count(c.received.Bytes()[:min(len(buffer), c.received.Len())])
-	copy(buffer, c.received.Next(n))
+	p := c.received.Bytes()[:min(c.given+len(buffer), c.received.Len())]
+	end, err := c.count(p)
+	n := copy(buffer, p[c.given:end])
+	c.given = end
+	if c.phase() > header {
+		c.received.Next(end)
+		c.given = 0
+	}
 	return n, err
 }
 
-// count counts what arrives of a header. It returns how many bytes of p net/http gets: those up to the header's
-// end, or all of them if the header was complete before.
-func (c *conn) count(p []byte) (n int, err error) {
+// count counts what has arrived of a header, which begins with p. It returns where in p to stop: at the header's end, or
+// nowhere if the header was complete before.
+func (c *conn) count(p []byte) (end int, err error) {
 	if c.phase() > header {
 		return len(p), nil // a part of the body, after which the connection closes
 	}
-	c.header = bytes.TrimLeft(append(c.header, p...), "\r\n") // without empty lines before the request
-	lines, size, complete := c.header, len(c.header), false
+	request := bytes.TrimLeft(p, "\r\n") // without empty lines before it
+	lines, size, complete := request, len(request), false
 	for _, emptyLine := range []string{"\n\r\n", "\n\n"} {
 		if i := bytes.Index(lines, []byte(emptyLine)); i >= 0 {
 			lines, size, complete = lines[:i+1], i+len(emptyLine), true
 		}
 	}
-	n = len(p) - (len(c.header) - size)
 	switch {
 	case bytes.Count(lines, []byte{'\n'}) > 1+maxHeaderLines:
-		return 0, c.refuse("400 Bad Request")
+		return c.given, c.refuse("400 Bad Request")
 	case size > maxHeaderBytes:
-		return 0, c.refuse("431 Request Header Fields Too Large")
+		return c.given, c.refuse("431 Request Header Fields Too Large")
 	case complete:
-		c.header = c.header[:0]
 		c.enter(working)
 	case size > 0 && c.phase() == idle:
 		c.enter(header)
 	}
-	return n, nil
+	return len(p) - len(request) + size, nil
 }
 
 // refuse sends a response in the form of net/http's own. The error makes net/http close the connection. If it has half a line

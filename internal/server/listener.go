@@ -51,17 +51,13 @@ func MaxConnections(memory, files *int64) int {
 	return int(n)
 }
 
-// Listen listens like net.Listen, with small kernel buffers. They are set before the first client connects, because
+// Listen listens for TCP like net.Listen, with small kernel buffers. They are set before the first client connects, because
 // clients send before Accept returns.
-func Listen(network, address string) (*net.TCPListener, error) {
+func Listen(network, address string) (net.Listener, error) {
 	config := net.ListenConfig{Control: func(_, _ string, socket syscall.RawConn) error {
 		return socket.Control(func(fd uintptr) { setBuffers(syscall.SetsockoptInt, fd) })
 	}}
-	listener, err := config.Listen(context.Background(), network, address)
-	if err != nil {
-		return nil, err
-	}
-	return listener.(*net.TCPListener), nil
+	return config.Listen(context.Background(), network, address)
 }
 
 // setBuffers has a type parameter because a socket is an int for syscall.SetsockoptInt, but a Handle on Windows.
@@ -74,7 +70,7 @@ func setBuffers[Socket ~int | ~uintptr](setOption func(s Socket, level, option, 
 // are taken, a new connection waits for one. While it waits, each response closes its connection, and
 // connections that wait for their clients are evicted.
 type listener struct {
-	*net.TCPListener
+	net.Listener
 	log     *slog.Logger
 	slots   chan struct{}    // has one element for each open connection
 	waiting atomic.Bool      // a new connection waits for a slot
@@ -87,9 +83,9 @@ type listener struct {
 	evictedAt time.Time
 }
 
-func newListener(tcp *net.TCPListener, slots int, log *slog.Logger) *listener {
+func newListener(tcp net.Listener, slots int, log *slog.Logger) *listener {
 	return &listener{
-		TCPListener: tcp, log: log, slots: make(chan struct{}, slots), looks: time.After(0), conns: map[*conn]bool{},
+		Listener: tcp, log: log, slots: make(chan struct{}, slots), looks: time.After(0), conns: map[*conn]bool{},
 	}
 }
 
@@ -111,12 +107,12 @@ func (l *listener) sweep() {
 
 // Accept waits for the next connection and for a slot.
 func (l *listener) Accept() (net.Conn, error) {
-	tcp, err := l.AcceptTCP()
+	accepted, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
 	l.acquireSlot()
-	c := &conn{Conn: tcp, tcp: tcp, listener: l}
+	c := &conn{Conn: accepted, tcp: accepted.(*net.TCPConn), listener: l}
 	c.enter(idle)
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -34,7 +34,7 @@ type Server struct {
 // connections that each response closes. After that the listener closes, and the requests in flight have
 // ShutdownTimeout to finish. A second signal ends the delay and the timeout at once. The log says all that, and why
 // there is an error: serving failed, or requests were still in flight at the end.
-func (s Server) Run(tcp *net.TCPListener, signals <-chan os.Signal) error {
+func (s Server) Run(tcp net.Listener, signals <-chan os.Signal) error {
 	l := newListener(tcp, s.MaxConnections, s.Log)
 	l.sweep()
 	served := make(chan error, 1)
@@ -49,42 +49,35 @@ func (s Server) Run(tcp *net.TCPListener, signals <-chan os.Signal) error {
 		s.Log.Info("draining", "reason", sig.String(), "delay", s.ShutdownDelay.String())
 	}
 
-	ended := "" // why the stop ended, when it has
-	select {
-	case <-time.After(s.ShutdownDelay):
-	case sig := <-signals:
-		ended = "a second signal: " + sig.String()
-	}
-	s.Log.Info("stopping", "timeout", s.ShutdownTimeout.String())
-	l.Close()
-	if ended == "" {
-		ended = s.finish(l, signals)
-	}
+	reason := s.stop(l, signals)
 	if _, inFlight, _ := l.census(); inFlight > 0 { // these are cut when the process exits
-		s.Log.Error("stopped, with requests cut", "reason", ended, "requests_cut", inFlight)
+		s.Log.Error("stopped, with requests cut", "reason", reason, "requests_cut", inFlight)
 		return errors.New("requests were cut")
 	}
-	s.Log.Info("stopped", "reason", ended)
+	s.Log.Info("stopped", "reason", reason)
 	return nil
 }
 
-// finish waits until no request is in flight, and either no connection is open or nothing has happened for stopWait; but at
-// most until a second signal or the timeout. It returns why it ended. It is not http.Server.Shutdown, because that drops
-// a request whose header is still arriving.
-func (s Server) finish(l *listener, signals <-chan os.Signal) (reason string) {
-	timeout := time.After(s.ShutdownTimeout)
-	ticker := time.NewTicker(5 * time.Millisecond)
-	defer ticker.Stop()
-	began := time.Now()
+// stop closes the listener after ShutdownDelay. Then it waits until no request is in flight, and either no connection is
+// open or nothing has happened for stopWait; but at most for ShutdownTimeout. A second signal ends it at once. It returns
+// why it ended. It is not http.Server.Shutdown, because that drops a request whose header is still arriving.
+func (s Server) stop(l *listener, signals <-chan os.Signal) (reason string) {
+	delay := time.After(s.ShutdownDelay)
+	var closed time.Time
+	var timeout, ticks <-chan time.Time // from then on
 	for {
 		select {
 		case sig := <-signals:
 			return "a second signal: " + sig.String()
+		case closed = <-delay:
+			s.Log.Info("stopping", "timeout", s.ShutdownTimeout.String())
+			l.Close()
+			timeout, ticks = time.After(s.ShutdownTimeout), time.NewTicker(5*time.Millisecond).C
 		case <-timeout:
 			return "the timeout"
-		case <-ticker.C:
+		case <-ticks:
 			open, inFlight, changed := l.census()
-			quiet := time.Since(began) >= stopWait && time.Since(changed) >= stopWait
+			quiet := time.Since(closed) >= stopWait && time.Since(changed) >= stopWait
 			if inFlight == 0 && (open == 0 || quiet) {
 				return "no request left"
 			}

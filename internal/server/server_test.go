@@ -130,11 +130,11 @@ func (s *testServer) waited(d time.Duration) {
 	}
 }
 
-// stop closes the listener and stops, in the background. It returns what receives the reason when the stop ends.
+// stop stops in the background. It returns what receives the reason when the stop ends.
 func (s *testServer) stop(timeout time.Duration) <-chan string {
 	reason := make(chan string, 1)
-	s.Close()
-	go func() { reason <- Server{ShutdownTimeout: timeout}.finish(s.listener, nil) }()
+	server := Server{Log: s.listener.log, ShutdownTimeout: timeout}
+	go func() { reason <- server.stop(s.listener, nil) }()
 	return reason
 }
 
