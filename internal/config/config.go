@@ -54,7 +54,7 @@ func Help() string {
   GOMAXPROCS        threads that run Go code at once, 1 to %d (default: the
                     container's CPU limit rounded up, or the machine's CPUs)
   GOMEMLIMIT        memory that the Go runtime tries to stay below, such as 48MiB
-                    (default: five eighths of the container's memory limit)
+                    (default: nine sixteenths of the container's memory limit)
 `, DefaultPort, DefaultShutdownDelay, DefaultShutdownTimeout, maxThreads)
 }
 

@@ -31,7 +31,7 @@ func (l Limits) TuneRuntime(keepProcs, keepMemory bool) {
 	if !keepMemory && l.Memory != nil {
 		// Otherwise the heap would grow until the container is killed for its memory. The rest is for
 		// the kernel's socket buffers, which version 2 of control groups counts too.
-		debug.SetMemoryLimit(*l.Memory / 8 * 5)
+		debug.SetMemoryLimit(*l.Memory / 16 * 9)
 	}
 }
 
