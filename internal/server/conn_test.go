@@ -136,19 +136,6 @@ func TestPhases(t *testing.T) {
 	}
 }
 
-// When a Read fails, net/http takes what it has of a line for the whole line, which it would refuse, too.
-func TestHalfALineIsRefusedOnce(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, 1)
-	c := s.dial(t)
-	harness.Write(t, c, lines(100)+"A")
-	s.waitFor(t, 1, header)
-	harness.Write(t, c, ": b\r\n")
-	if _, got := harness.Receive(t, c.reader, "GET"); got != "400 Bad Request" {
-		t.Errorf("got %q, want one response", got)
-	}
-}
-
 // A client that does not read holds up a refusal, too. It is then in a phase whose time limit ends the writing.
 func TestRefusalIsAResponse(t *testing.T) {
 	t.Parallel()
