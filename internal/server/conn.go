@@ -113,24 +113,24 @@ func (c *conn) count(p []byte) (end int, err error) {
 	if c.phase() > header {
 		return len(p), nil // a part of the body, after which the connection closes
 	}
-	request := bytes.TrimLeft(p, "\r\n") // without empty lines before it
-	lines, size, complete := request, len(request), false
+	empty := len(p) - len(bytes.TrimLeft(p, "\r\n")) // bytes of empty lines before the request
+	lines, end, complete := p[empty:], len(p), false
 	for _, emptyLine := range []string{"\n\r\n", "\n\n"} {
 		if i := bytes.Index(lines, []byte(emptyLine)); i >= 0 {
-			lines, size, complete = lines[:i+1], i+len(emptyLine), true
+			lines, end, complete = lines[:i+1], empty+i+len(emptyLine), true
 		}
 	}
 	switch {
-	case bytes.Count(lines, []byte{'\n'}) > 1+maxHeaderLines:
+	case bytes.Count(lines, []byte{'\n'}) > 1+maxHeaderLines, complete && end < 4: // net/http would wait for four bytes
 		return c.given, c.refuse("400 Bad Request")
-	case size > maxHeaderBytes:
+	case end > maxHeaderBytes:
 		return c.given, c.refuse("431 Request Header Fields Too Large")
 	case complete:
 		c.enter(working)
-	case size > 0 && c.phase() == idle:
+	case end > empty && c.phase() == idle:
 		c.enter(header)
 	}
-	return len(p) - len(request) + size, nil
+	return end, nil
 }
 
 // refuse sends a response in the form of net/http's own. The error makes net/http close the connection. If it has half a line

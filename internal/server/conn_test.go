@@ -39,6 +39,8 @@ func TestHeaderLimits(t *testing.T) {
 		"16 KiB twice":                       {largest + largest, 2, ""},
 		"16 KiB and a byte, without an end":  {larger[:len(larger)-4] + "cccc", 0, tooLarge},
 		"16 KiB and a byte behind a request": {request + larger, 1, tooLarge},
+		"16 KiB and a byte of CR only":       {request + strings.Repeat("\r", maxHeaderBytes+1), 1, tooLarge},
+		"a header of three bytes":            {request + "X\n\n", 1, tooLong},
 		"a body of 150 lines":                {postHeader + "Content-Length: 300\r\n" + end + body, 1, ""},
 		"a chunked body of 150 lines":        {postHeader + chunked + "12c\r\n" + body + "\r\n0\r\n\r\n", 1, ""},
 	} {
