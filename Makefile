@@ -98,7 +98,7 @@ vet: need-go ## 3 min | Go | go vet of all code and tests, for every platform
 
 .PHONY: lint
 lint: need-go need-shellcheck ## 1 min | Go, shellcheck | formatting, staticcheck, shellcheck, actionlint
-	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	@files=$$(gofmt -l .); test -z "$$files" || { echo "not formatted: $$files" >&2; exit 1; }
 	$(GO) run $(staticcheck) -tags "$(tags)" ./...
 	shellcheck .ci/run deploy/release deploy/release-note tools/need
 	$(GO) run $(actionlint) .github/workflows/*.yml
