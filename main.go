@@ -127,9 +127,9 @@ func serve(cfg config.Config, stdout, stderr io.Writer, signals chan os.Signal) 
 
 	output := logbuffer.New(stdout)
 	defer output.Close(logTimeout)
-	os.Unsetenv("TZ") // Go would read it, too, but not on Windows, and would take an empty one as UTC
+	os.Unsetenv("TZ") // so that time.Local is the system's zone if TZ is empty, which Go takes as UTC
 	if cfg.Location != time.Local {
-		time.Local = cfg.Location
+		time.Local = cfg.Location // which Go sets from TZ itself, but not on Windows
 	}
 	log := slog.New(slog.NewJSONHandler(output, &slog.HandlerOptions{Level: cfg.LogLevel}))
 

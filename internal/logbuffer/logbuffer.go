@@ -20,12 +20,12 @@ const (
 // dropped and counted. After the next write that succeeds, a line says how many.
 type Writer struct {
 	out     io.Writer
-	arrived chan struct{} // has an element whenever lines wait; closed by Close
+	arrived chan struct{} // gets an element when lines arrive; closed by Close
 	done    chan struct{} // closed when everything has been written after Close
 
 	mu      sync.Mutex
 	lines   []byte // waiting to be written
-	dropped int    // lines that did not fit, since run last took those that wait
+	dropped int    // lines that did not fit or came after Close, since run last looked
 	closed  bool
 }
 

@@ -15,7 +15,7 @@ func Version(root fs.FS) string {
 	case "linux":
 		name = prettyName(root)
 	case "darwin":
-		name = "macOS " + output("sw_vers", "-productVersion")
+		name = strings.TrimSpace("macOS " + output("sw_vers", "-productVersion"))
 	case "windows":
 		name = output("cmd", "/c", "ver") // because syscall.GetVersion ends at Windows 8
 	default:

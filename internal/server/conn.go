@@ -33,8 +33,8 @@ const (
 type phase uint32
 
 const (
-	idle    phase = iota // for a request
-	header               // for the rest of a request's header
+	idle    phase = iota // for a request; from here on in the order of eviction
+	header               // for the rest of a request's header, which in the phases below is complete
 	closing              // for the client to close its end, too
 	sending              // for the client to take the response, or to send a body that net/http waits for
 	working              // for the handler
@@ -58,7 +58,7 @@ type conn struct {
 	current  atomic.Int32 // the phase
 	entered  atomic.Bool  // a phase has begun since the last check
 
-	since time.Time // the first check that found the connection in its phase; the caller of check holds listener.mu
+	since time.Time // when a check first found the connection in its phase; the caller of check holds listener.mu
 
 	// For Read.
 	received bytes.Buffer // from the client: the header that arrives, from its beginning, and what follows it
@@ -68,7 +68,7 @@ type conn struct {
 func (c *conn) phase() phase { return phase(c.current.Load()) }
 
 func (c *conn) enter(p phase) {
-	c.entered.Store(true) // first, so that no check takes the time of the last phase for that of this one
+	c.entered.Store(true) // first, because a check in between would see the new phase with the old one's time
 	c.current.Store(int32(p))
 }
 
@@ -97,7 +97,7 @@ func (c *conn) Read(buffer []byte) (int, error) {
 		c.received.Write(buffer[:n])
 	}
 	p := c.received.Bytes()[:min(c.given+len(buffer), c.received.Len())]
-	end, err := c.count(p)
+	end, err := c.scan(p)
 	n := copy(buffer, p[c.given:end])
 	c.given = end
 	if c.phase() > header {
@@ -107,9 +107,9 @@ func (c *conn) Read(buffer []byte) (int, error) {
 	return n, err
 }
 
-// count counts what has arrived of a header, which begins with p. It returns where in p to stop: at the header's end, or
-// nowhere if the header was complete before.
-func (c *conn) count(p []byte) (end int, err error) {
+// scan looks for the end of a header, of which p has all that has arrived. It returns how much of p net/http gets: up to the
+// header's end, or all if that has not come, or came before.
+func (c *conn) scan(p []byte) (end int, err error) {
 	if c.phase() > header {
 		return len(p), nil // a part of the body, after which the connection closes
 	}
@@ -134,10 +134,11 @@ func (c *conn) count(p []byte) (end int, err error) {
 }
 
 // refuse sends a response in the form of net/http's own. The error makes net/http close the connection. If it has half a line
-// already, it would also send a 400 of its own, which the deadline prevents.
+// already, it would also send a 400 of its own, or go on reading, which the deadline and the reset prevent.
 func (c *conn) refuse(status string) error {
 	fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%[1]s", status)
 	c.SetDeadline(time.Now())
+	c.received.Reset()
 	return os.ErrDeadlineExceeded
 }
 
@@ -170,7 +171,7 @@ func (c *conn) linger() {
 	}()
 	for _, n := range []int64{lingerBytesWhenFull, lingerBytes - lingerBytesWhenFull} {
 		_, err := io.CopyN(io.Discard, c.tcp, n)
-		// A client that has closed its end early, as nc does, may still read. If its slot were free before, thousands
+		// A client that has closed its end early, as nc does, may still read. If its slot were free by then, thousands
 		// that do not read could fill the kernel's memory. On Linux, CloseWrite fails when both ends are closed
 		// and the client has everything. Other systems do not tell.
 		for wait := 20 * time.Millisecond; err == io.EOF && runtime.GOOS == "linux" && c.tcp.CloseWrite() == nil; {

@@ -138,6 +138,19 @@ func TestPhases(t *testing.T) {
 	}
 }
 
+// When a Read fails, net/http takes half a line for a whole one, which may be all that a request lacks.
+func TestRefusedRequestIsNotHandled(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, 1)
+	c := s.dial(t)
+	harness.Write(t, c, "GET /slow HTTP/1.1\r\nHost: localhost")
+	s.waitFor(t, 1, header)
+	harness.Write(t, c, "\r\n"+strings.Repeat("A: b\r\n", 101))
+	if _, got := harness.Receive(t, c.reader, "GET"); got != "400 Bad Request" || len(s.entered) > 0 {
+		t.Errorf("got %q, and %d requests were handled, want only a refusal", got, len(s.entered))
+	}
+}
+
 // A client that does not read holds up a refusal, too. It is then in a phase whose time limit ends the writing.
 func TestRefusalIsAResponse(t *testing.T) {
 	t.Parallel()

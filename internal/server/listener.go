@@ -24,17 +24,17 @@ const (
 	socketBuffer   = 6 << 10   // bytes of each of a connection's two kernel buffers; Linux doubles it
 
 	// lookPeriod is the time between two looks, and how long a connection must have waited for its client so that a look
-	// may evict it. With less, busy clients that behave lose requests; with more, floods last longer.
+	// may evict it. If it is shorter, busy clients that behave lose requests; if longer, floods last longer.
 	lookPeriod = 30 * time.Millisecond
 
-	// firstWait is the same for the first eviction. It is longer, because if a thousand clients that behave connect at once,
-	// a slow machine needs nearly as long until all have sent their requests.
+	// firstWait is how long the first one must have waited. It is longer, because if a thousand clients that behave connect at
+	// once, a slow machine needs nearly as long until all have sent their requests.
 	firstWait = 250 * time.Millisecond
 
 	sweepPeriod = time.Second // how late a time limit may come
 
-	// If as many clients have closed their connections since the last look, a look evicts none. With more, busy clients that
-	// behave lose requests; with fewer, a few that leave in turn keep the others waiting.
+	// If as many clients have closed their connections since the last look, a look evicts none. If it were greater, busy
+	// clients that behave would lose requests; if smaller, a few that leave in turn would keep the others waiting.
 	enoughLeavers = 16
 )
 

@@ -21,7 +21,7 @@ const stopWait = time.Second
 
 // Server is what Run serves, and how it stops.
 type Server struct {
-	Handler        http.Handler
+	Handler        http.Handler // sets Content-Length, if the request has a body
 	Log            *slog.Logger
 	MaxConnections int // at least 1
 
@@ -64,7 +64,7 @@ func (s Server) Run(tcp net.Listener, signals <-chan os.Signal) error {
 func (s Server) stop(l *listener, signals <-chan os.Signal) (reason string) {
 	delay := time.After(s.ShutdownDelay)
 	var closed time.Time
-	var timeout, ticks <-chan time.Time // from then on
+	var timeout, ticks <-chan time.Time // once the listener is closed
 	for {
 		select {
 		case sig := <-signals:
