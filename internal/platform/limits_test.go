@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"testing/fstest"
 )
@@ -93,6 +94,15 @@ func show[T int64 | float64](limit *T) string {
 
 func TestTuneRuntime(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
+	memory := int64(32 << 20)
+	for _, want := range []int64{18 << 20, 1 << 40} { // the second is kept
+		debug.SetMemoryLimit(1 << 40)
+		Limits{Memory: &memory}.TuneRuntime(true, want == 1<<40)
+		if got := debug.SetMemoryLimit(-1); got != want {
+			t.Errorf("a limit of 32 MiB: got %d bytes for the Go runtime, want %d", got, want)
+		}
+	}
 	for cpus, want := range map[float64]int{0.1: 1, 1: 1, 1.01: 2, 2.5: 3, 8: 8, 1e15: 8} {
 		for _, keep := range []bool{false, true} {
 			runtime.GOMAXPROCS(8)
